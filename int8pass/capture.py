@@ -1,0 +1,67 @@
+"""From what a compiler front end hands over to a `Program`."""
+
+import torch
+from torch import Tensor, fx, nn
+
+from int8pass import torch_private
+from int8pass.config import Int8MixedConfig
+from int8pass.program import ModuleTensor, Program
+
+
+def program_from_dynamo(graph_module: fx.GraphModule, example_inputs: list, config: Int8MixedConfig) -> Program:
+    """Wrap a copy of a Dynamo graph. example_inputs: the real inputs, parameters among them, in placeholder order."""
+    copied = _copy(graph_module)
+    root = torch_private.compiled_module()
+    return Program(
+        graph_module=copied,
+        tensors=_module_tensors(copied, example_inputs, root),
+        config=config,
+        grad_enabled=torch.is_grad_enabled(),
+        embeddings=embedding_addresses(root) if root is not None else frozenset(),
+    )
+
+
+def _copy(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A graph that can lose and gain inputs while Dynamo's own stays as it is."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(graph_module.graph, copies)
+    graph.output(output)
+    for node, copy in copies.items():
+        if hasattr(node, "_dynamo_source"):
+            copy._dynamo_source = node._dynamo_source
+    copied = fx.GraphModule(graph_module, graph)
+    copied.meta = dict(graph_module.meta)
+    copied._param_name_to_source = getattr(graph_module, "_param_name_to_source", {})
+    return copied
+
+
+def _module_tensors(graph_module: fx.GraphModule, inputs: list, root: nn.Module | None) -> dict[str, ModuleTensor]:
+    names = names_by_identity(root) if root is not None else {}
+    found = {}
+    for node, value in zip(graph_module.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        name = torch_private.module_attribute(torch_private.source_name(node))
+        if isinstance(value, Tensor) and (name or isinstance(value, nn.Parameter)):
+            found[node.name] = ModuleTensor(names.get(id(value), name or node.name), value)
+    for node in graph_module.graph.find_nodes(op="get_attr"):  # Inductor's freezing, prepared before tracing
+        value = _attribute(graph_module, node.target)
+        if isinstance(value, Tensor):
+            found[node.name] = ModuleTensor(names.get(id(value), node.target), value)
+    return found
+
+
+def _attribute(module: nn.Module, target: str) -> object:
+    for part in target.split("."):
+        module = getattr(module, part)
+    return module
+
+
+def names_by_identity(root: nn.Module) -> dict[int, str]:
+    """Dotted names of a module's parameters and buffers, by id; of a tied one, the first name."""
+    return {id(tensor): name for name, tensor in (*root.named_buffers(), *root.named_parameters())}
+
+
+def embedding_addresses(root: nn.Module) -> frozenset[int]:
+    """Data pointers of the embedding tables of a module."""
+    tables = (module.weight for module in root.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
+    return frozenset(table.data_ptr() for table in tables if not table.is_meta) - {0}

@@ -1,0 +1,106 @@
+"""`Int8MixedConfig`: the one list of options, the same for every way into the pass."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from int8pass.errors import ConfigError
+
+_CHOICES = {
+    "outliers": ("column", "token"),
+    "outlier_weights": (None, "original", "dequantized"),
+    "break_even": ("off", "measured"),
+    "lowering": ("inductor", "eager"),
+    "mode": (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+}
+
+
+@dataclass(frozen=True)
+class Int8MixedConfig:
+    """Options of the int8mixed pass.
+
+    threshold: |x| at and above which a feature is an outlier (LLM.int8(), section 3.2); 0.0 means no outlier branch.
+    outliers: "column" takes a feature as outlier for the whole call (the paper), "token" for each row on its own.
+    outlier_weights: what the outlier branch multiplies with: "original" 16/32-bit columns, or columns "dequantized"
+        from int8. None resolves to "original", and with free_weights to "dequantized".
+    skip_modules: names relative to the compiled module; a dotted name means it and all below it, `*` makes a glob,
+        `re:` a regular expression matched from the start of the name.
+    skip_modules_default: also skip `lm_head` and every weight tied to an embedding.
+    free_weights: release each float weight once it is quantized; reading it later raises FreedWeightError.
+    break_even: "off", or "measured" (not available yet) to leave alone what int8 would make slower.
+    lowering: "inductor", or "eager" to run the ops as they are.
+    mode: Inductor's mode, since torch.compile takes either mode or options.
+    inductor: options passed on to Inductor.
+    dump_dir: a folder for the text of the graph after every stage; the environment variable INT8PASS_DUMP is its default.
+    """
+
+    threshold: float = 6.0
+    outliers: str = "column"
+    outlier_weights: str | None = None
+    skip_modules: tuple[str, ...] = ()
+    skip_modules_default: bool = True
+    free_weights: bool = False
+    break_even: str = "off"
+    lowering: str = "inductor"
+    mode: str | None = None
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+    dump_dir: str | None = None
+
+    @classmethod
+    def from_options(
+        cls, options: "Mapping[str, Any] | Int8MixedConfig | None" = None, **overrides
+    ) -> "Int8MixedConfig":
+        """Build a config from a mapping. Raises ConfigError naming the nearest option for an unknown one."""
+        given = {name: value for name, value in overrides.items() if value is not None}
+        if isinstance(options, Int8MixedConfig):
+            return dataclasses.replace(options, **given)
+        if not isinstance(options, Mapping | None):
+            raise ConfigError(f"options must be a mapping or an Int8MixedConfig, not {type(options).__name__}")
+        return cls._checked({**(options or {}), **given})
+
+    @classmethod
+    def _checked(cls, given: Mapping[str, Any]) -> "Int8MixedConfig":
+        known = [option.name for option in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+                raise ConfigError(
+                    f"unknown option {name!r}; did you mean {nearest!r}? The options are: {', '.join(known)}. "
+                    "Options of Inductor go into 'inductor'."
+                )
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
+        self._check_threshold()
+        for name in ("skip_modules_default", "free_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if isinstance(self.skip_modules, str):
+            raise ConfigError(f"skip_modules must be a sequence of names: write ({self.skip_modules!r},)")
+        object.__setattr__(self, "skip_modules", tuple(self.skip_modules))
+        if not isinstance(self.inductor, Mapping):
+            raise ConfigError(f"inductor must be a mapping of Inductor's options, not {self.inductor!r}")
+        if self.dump_dir is not None:
+            object.__setattr__(self, "dump_dir", str(self.dump_dir))
+        if self.break_even == "measured":
+            raise ConfigError("break_even='measured' is not available yet; leave it 'off'")
+        if self.free_weights and self.outlier_weights == "original":
+            raise ConfigError(
+                "outlier_weights='original' needs the float weights that free_weights=True releases; "
+                "leave outlier_weights unset, or free_weights False"
+            )
+
+    def _check_threshold(self) -> None:
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float) or not self.threshold >= 0:
+            raise ConfigError(f"threshold must be a number >= 0 (0.0: no outlier branch), not {self.threshold!r}")
+        object.__setattr__(self, "threshold", float(self.threshold))
+
+    @property
+    def keeps_original_weights(self) -> bool:
+        """Whether the outlier branch reads the float weight."""
+        return (self.outlier_weights or ("dequantized" if self.free_weights else "original")) == "original"

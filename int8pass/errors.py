@@ -1,0 +1,37 @@
+"""Every exception that int8pass raises on purpose. All derive from `Int8PassError`."""
+
+
+class Int8PassError(Exception):
+    """Base class of the errors of int8pass."""
+
+
+class ConfigError(Int8PassError, ValueError):
+    """An option is unknown, of the wrong type, or in conflict with another one."""
+
+
+class CaptureError(Int8PassError, RuntimeError):
+    """A model could not be turned into a graph; the message says what to pass instead."""
+
+
+class WeightError(Int8PassError, ValueError):
+    """A weight cannot be quantized: it holds NaN or infinity, or would overflow float32 sums."""
+
+
+class FreedWeightError(Int8PassError, RuntimeError):
+    """A float weight was read after `free_weights=True` had released its storage."""
+
+
+class VerificationError(Int8PassError, AssertionError):
+    """A graph holds an int8pass op with a dtype or shape that the IR table does not allow."""
+
+
+class CompilerNotFoundError(Int8PassError, RuntimeError):
+    """Inductor needs a C++ compiler and none was found."""
+
+
+class MissingDependencyError(Int8PassError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""
+
+
+class ModelError(Int8PassError, ValueError):
+    """A MODEL argument of the command line names nothing that can be loaded."""

@@ -1,0 +1,55 @@
+"""The exact int8 x int8 -> int32 matrix product, on any device.
+
+oneDNN's int8 kernels are exact only where the processor has VNNI, AMX or an equivalent: without them (AVX2, AVX-512
+core) `vpmaddubsw` saturates sums of two products at 16 bits. A probe of all-extreme inputs tells the two apart once a
+process, and follows ONEDNN_MAX_CPU_ISA too.
+"""
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from int8pass.quantization.absmax import INT8_MAX
+
+logger = logging.getLogger(__name__)
+
+# Products summed in float32 stay exact integers below 2**24.
+EXACT_FLOAT32_TERMS = 2**24 // INT8_MAX**2
+
+
+def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x @ weight.T exactly. x: int8[M, K]; weight: int8[N, K]. Result: int32[M, N]."""
+    if x.numel() == 0 or weight.numel() == 0:
+        return x.new_zeros((x.shape[0], weight.shape[0]), dtype=torch.int32)
+    if x.device.type == "cpu" and has_exact_int8_instructions():
+        return torch._int_mm(x, weight.t())
+    return matmul_through_float32(x, weight)
+
+
+@functools.cache
+def has_exact_int8_instructions() -> bool:
+    """Whether oneDNN's int8 product is exact on this CPU with all codes at +-127."""
+    x = torch.full((16, 64), INT8_MAX, dtype=torch.int8)
+    weight = torch.full((64, 64), INT8_MAX, dtype=torch.int8)
+    weight[1::2] = -INT8_MAX
+    exact = torch.equal(torch._int_mm(x, weight.t()), matmul_through_float32(x, weight))
+    if not exact:
+        logger.warning(
+            "this CPU has no exact int8 instructions (VNNI or AMX): int8 products run through float32, "
+            "with the same results, but slower than 16-bit; int8pass saves memory here, not time"
+        )
+    return exact
+
+
+def matmul_through_float32(x: Tensor, weight: Tensor) -> Tensor:
+    """The same product in float32, over chunks of K so short that every partial sum is an exact integer."""
+    total = torch.zeros((x.shape[0], weight.shape[0]), dtype=torch.int32, device=x.device)
+    part = torch.empty(total.shape, dtype=torch.float32, device=x.device)
+    for start in range(0, x.shape[1], EXACT_FLOAT32_TERMS):
+        columns = slice(start, start + EXACT_FLOAT32_TERMS)
+        # out= is not autocast, so an enclosing autocast region cannot round the sums
+        torch.mm(x[:, columns].float(), weight[:, columns].float().t(), out=part)
+        total += part.to(torch.int32)
+    return total

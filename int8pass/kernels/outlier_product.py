@@ -1,0 +1,25 @@
+"""The 16/32-bit product over outlier features: x[:, O] @ W[:, O].T."""
+
+import torch
+from torch import Tensor
+
+
+def outlier_product(x: Tensor, mask: Tensor, weight: Tensor, weight_scale: Tensor | None) -> Tensor:
+    """Return the product over masked entries only, in float32.
+
+    x: [M, K] floating; mask: bool[K] or bool[M, K]; weight: [N, K] floating, or int8 with weight_scale float32[N].
+    Result: float32[M, N].
+    """
+    result = torch.zeros((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
+    per_token = mask.dim() == 2
+    columns = (mask.any(0) if per_token else mask).nonzero().flatten()
+    if columns.numel() == 0 or result.numel() == 0:
+        return result
+    outliers = x.index_select(1, columns).float()
+    if per_token:
+        outliers = outliers.masked_fill(~mask.index_select(1, columns), 0.0)
+    weight_columns = weight.index_select(1, columns).float()
+    if weight_scale is not None:
+        weight_columns = weight_columns * weight_scale.unsqueeze(1)
+    # in place is not autocast, so an enclosing autocast region cannot round the product
+    return result.addmm_(outliers, weight_columns.t())

@@ -1,0 +1,1 @@
+"""From the rewritten graph to something that runs: one file a lowering, each loaded on use."""

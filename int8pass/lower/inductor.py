@@ -1,0 +1,73 @@
+"""Inductor: ops that have a decomposition are opened, so that Inductor fuses them; the products stay calls.
+
+before:
+    %scale : f32[4] = int8pass.scale_per_token(%x, %mask)
+after:
+    %abs_1 = abs(%to)
+    ...
+    %amax = amax(%masked_fill, -1)
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from int8pass import torch_private
+from int8pass.config import Int8MixedConfig
+from int8pass.errors import CompilerNotFoundError
+from int8pass.graph import PROVENANCE
+from int8pass.inspection.dump import Dump
+from int8pass.ops import DECOMPOSITIONS
+from int8pass.program import Program
+
+
+def lower(program: Program, example_inputs: list, tap: Dump | None) -> Callable:
+    """Compile with Inductor. Returns a callable over the graph's flat inputs.
+
+    Raises CompilerNotFoundError where Inductor would find no C++ compiler for CPU code.
+    """
+    decompose_ops(program)
+    if tap is not None:
+        tap("inductor", program)
+    _require_compiler(example_inputs)
+    return torch_private.inductor_compile(program.graph_module, example_inputs, inductor_options(program.config))
+
+
+def inductor_options(config: Int8MixedConfig) -> dict:
+    """Inductor's options as torch.compile would set them for a mode, with `inductor` on top."""
+    mode = {} if config.mode in (None, "default") else torch._inductor.list_mode_options(config.mode)
+    return {**mode, **config.inductor}
+
+
+def decompose_ops(program: Program) -> int:
+    """Replace each op that has a decomposition by plain operations. Returns how many there were."""
+    graph = program.graph
+    found = [node for node in graph.nodes if node.target in DECOMPOSITIONS]
+    tracer = fx.proxy.GraphAppendingTracer(graph)
+    for node in found:
+        with graph.inserting_before(node):
+            before = node.prev
+            result = DECOMPOSITIONS[node.target](*fx.node.map_arg(node.args, lambda arg: fx.Proxy(arg, tracer)))
+        _keep_provenance(before, node)
+        result.node.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(result.node)
+        graph.erase_node(node)
+    program.graph_module.recompile()
+    return len(found)
+
+
+def _keep_provenance(before: fx.Node, node: fx.Node) -> None:
+    created = before.next
+    while created is not node:
+        created.meta.update({key: node.meta[key] for key in PROVENANCE if key in node.meta})
+        created = created.next
+
+
+def _require_compiler(example_inputs: list) -> None:
+    on_cpu = any(isinstance(value, torch.Tensor) and value.device.type == "cpu" for value in example_inputs)
+    if on_cpu and (reason := torch_private.cxx_compiler_error()):
+        raise CompilerNotFoundError(
+            f"Inductor needs a C++ compiler for CPU code ({reason.strip()}). Install g++ (Debian and Ubuntu: "
+            "`apt-get install g++`), or pass options={'lowering': 'eager'} to run without one."
+        )

@@ -1,0 +1,172 @@
+"""The vocabulary of the rewritten graph: the ops `int8pass::*`.
+
+Each op is declared once: schema, shape function and default implementation together. Every output shape is static
+(outliers are a mask, never a list). A decomposition, where an op has one, is its default implementation: plain tensor
+operations that a lowering may inline and fuse. Notation: x [..., K] float16, bfloat16 or float32; W [N, K].
+Source of the arithmetic: LLM.int8(), Dettmers et al. 2022 (arXiv 2208.07339), equations 4, 7 and 8.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from int8pass.graph import value_of
+from int8pass.kernels.integer_matmul import integer_matmul
+from int8pass.kernels.outlier_product import outlier_product
+from int8pass.quantization.absmax import absmax_codes, absmax_scale
+
+NAMESPACE = "int8pass"
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+# op -> function of the same arguments in plain tensor operations
+DECOMPOSITIONS: dict[torch._ops.OpOverload, Callable] = {}
+
+
+def _define(schema: str, fake: Callable, implementation: Callable) -> torch._ops.OpOverload:
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _rank(x: Tensor | torch.fx.Proxy) -> int:
+    return value_of(x.node).dim() if isinstance(x, torch.fx.Proxy) else x.dim()
+
+
+# --- outlier_mask: which features |x| >= threshold, over the whole call (bool[K]) or per token (bool[..., K])
+
+
+def _outlier_mask(x, threshold, outliers="column"):
+    over = x.to(torch.float32).abs() >= threshold  # in float32: a half would round the threshold
+    leading = tuple(range(_rank(x) - 1))
+    if outliers == "token":
+        return over
+    return over.any(leading) if leading else over.clone()
+
+
+def _outlier_mask_fake(x, threshold, outliers="column"):
+    return x.new_empty(x.shape if outliers == "token" else x.shape[-1:], dtype=torch.bool)
+
+
+outlier_mask = _define(
+    "outlier_mask(Tensor x, float threshold, str outliers='column') -> Tensor", _outlier_mask_fake, _outlier_mask
+)
+DECOMPOSITIONS[outlier_mask] = _outlier_mask
+
+
+# --- scale_per_token: max |x| / 127 of each row, outliers left out
+
+
+def _scale_per_token_fake(x, mask):
+    return x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+scale_per_token = _define("scale_per_token(Tensor x, Tensor? mask) -> Tensor", _scale_per_token_fake, absmax_scale)
+DECOMPOSITIONS[scale_per_token] = absmax_scale
+
+
+# --- quantize_per_token: int8 codes of each row, outliers as 0
+
+
+def _quantize_per_token_fake(x, scale, mask):
+    return torch.empty(x.shape, dtype=torch.int8, device=x.device)
+
+
+quantize_per_token = _define(
+    "quantize_per_token(Tensor x, Tensor scale, Tensor? mask) -> Tensor", _quantize_per_token_fake, absmax_codes
+)
+DECOMPOSITIONS[quantize_per_token] = absmax_codes
+
+
+# --- int8_mm: x_q @ W_q.T, exact in int32
+
+
+def _int8_mm(x_q, w_q):
+    return integer_matmul(x_q.reshape(-1, x_q.shape[-1]), w_q).reshape(*x_q.shape[:-1], w_q.shape[0])
+
+
+def _int8_mm_fake(x_q, w_q):
+    return x_q.new_empty((*x_q.shape[:-1], w_q.shape[0]), dtype=torch.int32)
+
+
+int8_mm = _define("int8_mm(Tensor x_q, Tensor w_q) -> Tensor", _int8_mm_fake, _int8_mm)
+
+
+# --- outlier_mm: x[:, O] @ W[:, O].T in float32; with w_scale, w holds int8 codes
+
+
+def _outlier_mm(x, mask, w, w_scale=None):
+    flat_mask = mask.reshape(-1, mask.shape[-1]) if mask.dim() > 1 else mask
+    result = outlier_product(x.reshape(-1, x.shape[-1]), flat_mask, w, w_scale)
+    return result.reshape(*x.shape[:-1], w.shape[0])
+
+
+def _outlier_mm_fake(x, mask, w, w_scale=None):
+    return x.new_empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32)
+
+
+outlier_mm = _define(
+    "outlier_mm(Tensor x, Tensor mask, Tensor w, Tensor? w_scale=None) -> Tensor", _outlier_mm_fake, _outlier_mm
+)
+
+
+# --- dequantize: acc * w_scale * x_scale + outlier + bias, in float32, cast once
+
+
+def _dequantize(acc, x_scale, w_scale, outlier, bias, dtype):
+    # acc * w_scale first: |acc| >= 1 there, so no product underflows before the last one
+    y = acc.to(torch.float32) * w_scale * x_scale.unsqueeze(-1)
+    if outlier is not None:
+        y = y + outlier
+    if bias is not None:
+        y = y + bias.to(torch.float32)
+    return y.to(dtype)
+
+
+def _dequantize_fake(acc, x_scale, w_scale, outlier, bias, dtype):
+    return acc.new_empty(acc.shape, dtype=dtype)
+
+
+dequantize = _define(
+    "dequantize(Tensor acc, Tensor x_scale, Tensor w_scale, Tensor? outlier, Tensor? bias, ScalarType dtype) -> Tensor",
+    _dequantize_fake,
+    _dequantize,
+)
+DECOMPOSITIONS[dequantize] = _dequantize
+
+
+# --- straight_through: y unchanged; its gradient reaches x through the dequantized weight
+
+
+def _straight_through(y, x, w_q, w_scale):
+    return y.clone()
+
+
+def _straight_through_fake(y, x, w_q, w_scale):
+    return torch.empty_like(y)
+
+
+straight_through = _define(
+    "straight_through(Tensor y, Tensor x, Tensor w_q, Tensor w_scale) -> Tensor",
+    _straight_through_fake,
+    _straight_through,
+)
+
+
+def _save_weight(ctx, inputs, output):
+    _, x, w_q, w_scale = inputs
+    ctx.save_for_backward(w_q, w_scale)
+    ctx.x_dtype = x.dtype
+
+
+def _input_gradient(ctx, gradient):
+    w_q, w_scale = ctx.saved_tensors
+    weighted = gradient.to(torch.float32) * w_scale
+    return gradient, (weighted @ w_q.to(torch.float32)).to(ctx.x_dtype), None, None
+
+
+torch.library.register_autograd(
+    f"{NAMESPACE}::straight_through", _input_gradient, setup_context=_save_weight, lib=_LIBRARY
+)

@@ -1,0 +1,80 @@
+"""The rewrite: a Linear becomes row-quantize, int8 GEMM, dequantize, plus a 16-bit branch for outlier features.
+
+before:
+    %y : f32[4, 32] = aten.linear(%x, %w, %bias)
+after:
+    %outlier_mask : bool[64] = int8pass.outlier_mask(%x, 6.0, 'column')
+    %scale_per_token : f32[4] = int8pass.scale_per_token(%x, %outlier_mask)
+    %quantize_per_token : i8[4, 64] = int8pass.quantize_per_token(%x, %scale_per_token, %outlier_mask)
+    %int8_mm : i32[4, 32] = int8pass.int8_mm(%quantize_per_token, %w_codes)
+    %outlier_mm : f32[4, 32] = int8pass.outlier_mm(%x, %outlier_mask, %w)
+    %dequantize : f32[4, 32] = int8pass.dequantize(%int8_mm, %scale_per_token, %w_scale, %outlier_mm, %bias, float32)
+
+Where a gradient is wanted the ops read %x.detach(), and `int8pass.straight_through` carries the gradient of x around
+them, through the dequantized weight; the bias is added by plain operations, which autograd knows.
+"""
+
+import torch
+from torch import fx
+
+from int8pass import ops
+from int8pass.errors import WeightError
+from int8pass.graph import insert, replace, value_of
+from int8pass.program import Program
+from int8pass.weight_expression import WeightExpression
+from int8pass.weights import free, is_freed
+
+aten = torch.ops.aten
+
+
+def linear_to_int8_mixed(program: Program) -> int:
+    """Rewrite each Linear in program.linears. Returns how many were rewritten."""
+    count = 0
+    while program.linears:
+        node, expression = next(iter(program.linears.items()))
+        del program.linears[node]
+        try:
+            program.quantized(expression)
+        except WeightError as error:
+            program.skip(node, str(error), expression)
+            continue
+        program.rewrote(node, expression)
+        replace(node, _int8_mixed(program, node, expression))
+        _free_if_unused(program, expression)
+        count += 1
+    return count
+
+
+def _int8_mixed(program: Program, node: fx.Node, expression: WeightExpression) -> fx.Node:
+    config = program.config
+    x, weight, bias = (*node.args, None)[:3]
+    differentiable = value_of(node).requires_grad
+    source = insert(node, aten.detach.default, x) if differentiable else x
+    codes, scale = program.weight_input(expression, "codes"), program.weight_input(expression, "scale")
+
+    mask = insert(node, ops.outlier_mask, source, config.threshold, config.outliers) if config.threshold else None
+    x_scale = insert(node, ops.scale_per_token, source, mask)
+    x_codes = insert(node, ops.quantize_per_token, source, x_scale, mask)
+    sums = insert(node, ops.int8_mm, x_codes, codes)
+    outlier = None
+    if mask is not None and config.keeps_original_weights:
+        frozen = insert(node, aten.detach.default, weight) if value_of(weight).requires_grad else weight
+        outlier = insert(node, ops.outlier_mm, source, mask, frozen)
+    elif mask is not None:
+        outlier = insert(node, ops.outlier_mm, source, mask, codes, scale)
+    dtype = value_of(node).dtype
+    if not differentiable:
+        return insert(node, ops.dequantize, sums, x_scale, scale, outlier, bias, dtype)
+    y = insert(node, ops.dequantize, sums, x_scale, scale, outlier, None, torch.float32)
+    y = insert(node, ops.straight_through, y, x, codes, scale)
+    y = y if bias is None else insert(node, aten.add.Tensor, y, bias)
+    return insert(node, aten.to.dtype, y, dtype)
+
+
+def _free_if_unused(program: Program, expression: WeightExpression) -> None:
+    """Release the float weight as soon as the last Linear that read it is rewritten."""
+    tensor = program.tensors[expression.root].tensor
+    root = next(node for node in program.graph.nodes if node.name == expression.root)
+    freeable = isinstance(tensor, torch.nn.Parameter) and not is_freed(tensor)
+    if program.config.free_weights and freeable and not root.users:
+        free(tensor)

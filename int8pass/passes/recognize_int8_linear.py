@@ -1,0 +1,31 @@
+"""Linears that are int8 already (`int8pass.Int8Linear`): recorded, never quantized again.
+
+before and after: the same graph.
+"""
+
+from int8pass import ops
+from int8pass.graph import module_path, value_of
+from int8pass.program import Decision, Program
+
+ALREADY_INT8 = "already int8 (Int8Linear)"
+
+
+def recognize_int8_linear(program: Program) -> int:
+    """Record each int8 product that the model itself holds. Returns how many there are."""
+    found = [node for node in program.graph.nodes if node.target is ops.int8_mm]
+    for node in found:
+        weight = node.args[1]
+        source = program.tensors.get(weight.name)
+        program.decisions.append(
+            Decision(
+                node=node.name,
+                module=source.module if source else module_path(node),
+                operation="int8_mm",
+                weight_shape=tuple(value_of(weight).shape),
+                dtype="int8",
+                reason=ALREADY_INT8,
+                weight_bytes=value_of(weight).numel(),
+                int8_bytes=value_of(weight).numel(),
+            )
+        )
+    return len(found)

@@ -1,0 +1,64 @@
+"""The legal IR as a table: what each int8pass op takes and gives. Checked after every pass in tests and debug runs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from int8pass import ops
+from int8pass.errors import VerificationError
+from int8pass.graph import dtype_name, value_of
+from int8pass.program import Program
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+BOOL, INT8, INT32, FLOAT32 = (torch.bool,), (torch.int8,), (torch.int32,), (torch.float32,)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Allowed dtypes of each tensor argument in order (None: may be absent), and of the result.
+
+    rank: how the result's rank derives from the first argument's.
+    """
+
+    arguments: tuple[tuple[torch.dtype, ...], ...]
+    result: tuple[torch.dtype, ...]
+    rank: int = 0
+
+
+TABLE: dict[torch._ops.OpOverload, Signature] = {
+    ops.outlier_mask: Signature((FLOATS,), BOOL),
+    ops.scale_per_token: Signature((FLOATS, BOOL), FLOAT32, rank=-1),
+    ops.quantize_per_token: Signature((FLOATS, FLOAT32, BOOL), INT8),
+    ops.int8_mm: Signature((INT8, INT8), INT32),
+    ops.outlier_mm: Signature((FLOATS, BOOL, (*FLOATS, torch.int8), FLOAT32), FLOAT32),
+    ops.dequantize: Signature((INT32, FLOAT32, FLOAT32, FLOAT32, FLOATS), FLOATS),
+    ops.straight_through: Signature((FLOAT32, FLOATS, INT8, FLOAT32), FLOAT32),
+}
+
+
+def verify_ops(program: Program) -> int:
+    """Check every int8pass op against the table. Returns how many there are; raises VerificationError."""
+    found = [node for node in program.graph.nodes if node.target in TABLE]
+    for node in found:
+        _verify(node, TABLE[node.target])
+    program.graph.lint()
+    return len(found)
+
+
+def _verify(node: fx.Node, signature: Signature) -> None:
+    tensors = [argument for argument in node.args if argument is None or isinstance(argument, fx.Node)]
+    for position, (argument, allowed) in enumerate(zip(tensors, signature.arguments, strict=False)):
+        if argument is not None and value_of(argument).dtype not in allowed:
+            _fail(node, f"argument {position} is {dtype_name(value_of(argument))}", allowed)
+    result = value_of(node)
+    if result.dtype not in signature.result:
+        _fail(node, f"the result is {dtype_name(result)}", signature.result)
+    expected = value_of(tensors[0]).dim() + signature.rank
+    if node.target is not ops.outlier_mask and result.dim() != expected:
+        raise VerificationError(f"{node.name}: the result has {result.dim()} dimensions, not {expected}")
+
+
+def _fail(node: fx.Node, what: str, allowed: tuple[torch.dtype, ...]) -> None:
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+    raise VerificationError(f"{node.name} ({node.target}): {what}, and may be {names}")

@@ -1,0 +1,182 @@
+"""`Program`: a graph on its way through the passes, with the real tensors behind its inputs."""
+
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx
+
+from int8pass.config import Int8MixedConfig
+from int8pass.graph import dtype_name, is_canonical_linear, module_path, operation, value_of
+from int8pass.weight_expression import WeightExpression, weight_expression
+from int8pass.weights import WEIGHTS, QuantizedWeight
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModuleTensor:
+    """A parameter or buffer behind a graph input. name: its dotted name in the module ("encoder.fc.weight")."""
+
+    name: str
+    tensor: Tensor
+
+    @property
+    def module(self) -> str:
+        """The dotted name of the module that holds it."""
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A Linear-like node that is left as it is, and why."""
+
+    node: fx.Node
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one Linear-like node.
+
+    node: its name in the graph; module: dotted name of the module whose weight it reads, "" where it reads none;
+    weight_shape: (N, K) or None; reason: "" where it was rewritten.
+    """
+
+    node: str
+    module: str
+    operation: str
+    weight_shape: tuple[int, ...] | None
+    dtype: str
+    reason: str = ""
+    weight_bytes: int = 0
+    int8_bytes: int = 0
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What stands behind each input, in words, for dumps."""
+        labels = {name: f"weight '{bound.name}'" for name, bound in self.tensors.items()}
+        for name, wanted in self.weight_inputs.items():
+            source = self.tensors[wanted.expression.root].name
+            labels[name] = f"int8 {wanted.field} of '{source}'{wanted.expression.key}"
+        return labels
+
+    @property
+    def rewritten(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class WeightInput:
+    """A new graph input: one field ("codes" or "scale") of the quantized form of a view of a parameter."""
+
+    expression: WeightExpression
+    field: str
+
+
+@dataclass
+class Program:
+    """graph_module: rewritten in place; tensors: graph input name -> parameter or buffer behind it.
+
+    weight_inputs: graph inputs that the pass added; linears: canonical Linears still to be rewritten, with the view
+    each reads its weight through; grad_enabled: grad mode where the graph starts; embeddings: data pointers of
+    embedding tables known from outside the graph; input_names: the graph's inputs as they were captured.
+    """
+
+    graph_module: fx.GraphModule
+    tensors: dict[str, ModuleTensor]
+    config: Int8MixedConfig
+    grad_enabled: bool = False
+    embeddings: frozenset[int] = frozenset()
+    linears: dict[fx.Node, WeightExpression] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+    weight_inputs: dict[str, WeightInput] = field(default_factory=dict)
+    input_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.input_names = tuple(node.name for node in self.graph.find_nodes(op="placeholder"))
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.graph_module.graph
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What stands behind each input, in words, for dumps."""
+        labels = {name: f"weight '{bound.name}'" for name, bound in self.tensors.items()}
+        for name, wanted in self.weight_inputs.items():
+            source = self.tensors[wanted.expression.root].name
+            labels[name] = f"int8 {wanted.field} of '{source}'{wanted.expression.key}"
+        return labels
+
+    @property
+    def rewritten(self) -> int:
+        return sum(decision.rewritten for decision in self.decisions)
+
+    def expression(self, node: Any) -> WeightExpression | None:
+        """The view of a parameter or buffer that a node is; None where it depends on anything else."""
+        return weight_expression(node, self.tensors.keys())
+
+    def quantized(self, expression: WeightExpression) -> QuantizedWeight:
+        """The int8 form of a weight, quantized on first use. Raises WeightError, FreedWeightError."""
+        return WEIGHTS.get(self.tensors[expression.root].tensor, expression.key, expression.evaluate)
+
+    def weight_input(self, expression: WeightExpression, part: str) -> fx.Node:
+        """The graph input that holds one field of a quantized weight, added at first need."""
+        wanted = WeightInput(expression, part)
+        nodes = {node.name: node for node in self.graph.find_nodes(op="placeholder")}
+        for name, present in self.weight_inputs.items():
+            if present == wanted:
+                return nodes[name]
+        node = self._new_placeholder(f"{_input_stem(expression.root)}_{part}", after=list(nodes.values()))
+        node.meta["val"] = self._fake(getattr(self.quantized(expression), part))
+        self.weight_inputs[node.name] = wanted
+        return node
+
+    def _new_placeholder(self, name: str, after: list[fx.Node]) -> fx.Node:
+        anchor = after[-1].next if after else next(iter(self.graph.nodes))
+        with self.graph.inserting_before(anchor):
+            node = self.graph.placeholder(name)
+        node.target = node.name  # fx made the name unique
+        return node
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        modes = (getattr(value_of(node), "fake_mode", None) for node in self.graph.nodes)
+        return next(mode for mode in modes if mode is not None).from_tensor(tensor, static_shapes=True)
+
+    def skip(self, node: fx.Node, reason: str, expression: WeightExpression | None = None) -> Skip:
+        """Record that a Linear-like node is left as it is."""
+        self._decide(node, expression, reason)
+        return Skip(node, reason)
+
+    def rewrote(self, node: fx.Node, expression: WeightExpression) -> None:
+        """Record that a canonical Linear was rewritten."""
+        self._decide(node, expression, "", int8_bytes=self.quantized(expression).bytes)
+
+    def _decide(self, node: fx.Node, expression: WeightExpression | None, reason: str, int8_bytes: int = 0) -> None:
+        source = self.tensors.get(expression.root) if expression else None
+        weight = value_of(node.args[1]) if source and is_canonical_linear(node) else source and source.tensor
+        decision = Decision(
+            node=node.name,
+            module=source.module if source else module_path(node),
+            operation=operation(node),
+            weight_shape=None if weight is None else tuple(int(size) for size in weight.shape),
+            dtype=dtype_name(weight if weight is not None else value_of(node)),
+            reason=reason,
+            weight_bytes=0 if weight is None else int(weight.numel()) * weight.dtype.itemsize,
+            int8_bytes=int8_bytes,
+        )
+        self.decisions.append(decision)
+        logger.debug("%s (%s %s): %s", decision.module, decision.node, decision.weight_shape, reason or "rewritten")
+
+    def counts(self) -> Counter:
+        """How often each reason (or "rewritten") occurs."""
+        return Counter(decision.reason or "rewritten" for decision in self.decisions)
+
+
+def _input_stem(root: str) -> str:
+    """The stem of an added input's name: Dynamo's `l_self_modules_fc_parameters_weight_` becomes `fc_weight`."""
+    stem = re.sub(r"^[lL]_(self|fn|s|model)_|_?(modules|parameters|buffers)_", "_", root)
+    return re.sub(r"_+", "_", stem).strip("_") or "weight"

@@ -1,0 +1,1 @@
+"""Numerical schemes: how float tensors become int8 codes and scales."""

@@ -1,0 +1,88 @@
+"""Every private name of PyTorch that int8pass relies on, each with its reason.
+
+tests/test_torch_private.py fails when one of them changes.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import fx, nn
+
+
+def source_name(placeholder: fx.Node) -> str:
+    """How Dynamo reached a graph input: "L['self']._modules['fc']._parameters['weight']"; "" if not from Dynamo.
+
+    Why private: `node._dynamo_source` is the only link from a Dynamo input to the attribute behind it.
+    """
+    source = getattr(placeholder, "_dynamo_source", None)
+    name = getattr(source, "name", "")
+    return name() if callable(name) else name
+
+
+def module_attribute(source: str) -> str:
+    """The dotted parameter or buffer name in a source name; "" where it is not a module's parameter or buffer.
+
+    Why private: Dynamo spells module attributes as lookups in `_modules`, `_parameters` and `_buffers`.
+    """
+    if not re.search(r"\._(parameters|buffers)\['[^']*'\]$", source):
+        return ""
+    return ".".join(re.findall(r"\._(?:modules|parameters|buffers)\['([^']*)'\]", source))
+
+
+def mark_added_input(placeholder: fx.Node) -> None:
+    """Make a graph input that Dynamo did not create acceptable to AOTAutograd, as one whose address does not change.
+
+    Why private: AOTAutograd reads `_dynamo_source` of every input of a Dynamo graph (None is allowed), and takes an
+    input as static, which CUDA graphs need for weights, by the mark in `tensor_dict`.
+    """
+    placeholder._dynamo_source = None
+    placeholder.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+
+
+def compiled_module() -> nn.Module | None:
+    """The module whose compilation is under way, found on the call stack; None for a compiled plain function.
+
+    Why private: Dynamo does not tell a backend what was compiled, and after a graph break the names it gives are
+    relative to an inner module. `OptimizedModule._orig_mod` and `Module._compiled_call_impl` mark the compiled one.
+    """
+    for owner in _callers():
+        if isinstance(owner, torch._dynamo.eval_frame.OptimizedModule):
+            return owner._orig_mod
+        if isinstance(owner, nn.Module) and owner._compiled_call_impl is not None:
+            return owner
+    return None
+
+
+def _callers() -> Iterator[object]:
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            yield frame.f_locals.get("self")
+        frame = frame.f_back
+
+
+def cxx_compiler_error() -> str:
+    """Why Inductor finds no C++ compiler; "" if it finds one.
+
+    Why private: Inductor's own search decides what it will use, and fails late and deep inside a compilation.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        return str(error)
+    return ""
+
+
+def inductor_compile(graph_module: fx.GraphModule, example_inputs: list, patches: dict):
+    """Compile a graph with Inductor, under its options `patches`.
+
+    Why private: `torch._inductor.compile` takes no fake inputs for the tensors that the pass added.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(graph_module, example_inputs, config_patches=patches)

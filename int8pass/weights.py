@@ -1,0 +1,144 @@
+"""Quantized weights: computed once for each live float tensor and view of it, noticed when stale, freed on demand."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from int8pass.errors import FreedWeightError, WeightError
+from int8pass.quantization.absmax import INT8_MAX, absmax_codes, absmax_scale
+
+_ROWS_AT_ONCE = 1024  # bounds the float32 copies made while a weight is quantized
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """codes: int8[N, K]; scale: float32[N], with W[n, k] = codes[n, k] * scale[n] up to rounding."""
+
+    codes: Tensor
+    scale: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return self.codes.nbytes + self.scale.nbytes
+
+
+def quantize_weight(weight: Tensor) -> QuantizedWeight:
+    """Quantize per output channel (LLM.int8(), section 3.1). weight: [N, K] float16, bfloat16 or float32, any strides.
+
+    Raises WeightError for NaN, infinity, or magnitudes whose int32 sums would overflow float32 once scaled.
+    """
+    rows, columns = weight.shape
+    codes = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        scale[part] = absmax_scale(weight[part])
+        codes[part] = absmax_codes(weight[part], scale[part])
+    if not bool(torch.isfinite(scale).all()):
+        raise WeightError("the weight holds NaN or infinity")
+    if float(scale.max()) * INT8_MAX**2 * columns > torch.finfo(torch.float32).max:
+        raise WeightError("the weight is so large that its products overflow float32")
+    return QuantizedWeight(codes, scale)
+
+
+_METADATA = frozenset(
+    [getattr(Tensor, name) for name in ("size", "stride", "dim", "numel", "is_floating_point", "is_complex")]
+    + [getattr(Tensor, name) for name in ("element_size", "requires_grad_", "__hash__", "__len__")]
+    + [getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "nbytes", "_version")]
+    + [getattr(Tensor, name).__get__ for name in ("requires_grad", "grad", "grad_fn", "is_leaf", "is_meta", "_base")]
+)
+
+
+class FreedParameter(nn.Parameter):
+    """A parameter whose storage was released: its metadata can be read, its values cannot.
+
+    Dynamo still traces through it (shapes are all it needs), so a recompile for a new dynamic shape works.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if torch.compiler.is_compiling() or func in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        raise FreedWeightError(
+            "this float weight was released by free_weights=True after it was quantized to int8. To read, save or "
+            "change weights, load the model again, or compile without free_weights."
+        )
+
+    def __repr__(self) -> str:
+        return f"FreedParameter({tuple(self.shape)}, {self.dtype})"
+
+
+def free(parameter: nn.Parameter) -> None:
+    """Release a parameter's storage. Tensors that share it keep it; reading the parameter raises FreedWeightError."""
+    hollow = torch.empty_strided(parameter.size(), parameter.stride(), dtype=parameter.dtype, device=parameter.device)
+    hollow.untyped_storage().resize_(0)
+    parameter.data = hollow
+    parameter.__class__ = FreedParameter
+
+
+def is_freed(tensor: Tensor) -> bool:
+    return type(tensor) is FreedParameter
+
+
+def _fingerprint(tensor: Tensor) -> tuple:
+    """What changes when a weight is written to or given new storage. Inference tensors have no version counter."""
+    version = None if tensor.is_inference() else tensor._version
+    return version, tensor.data_ptr(), tensor.dtype
+
+
+class _CachedWeight:
+    """One view of one float tensor in int8, with the fingerprint of the tensor it was made from."""
+
+    __slots__ = ("fingerprint", "quantized")
+
+    def __init__(self, tensor: Tensor, quantized: QuantizedWeight) -> None:
+        self.fingerprint = _fingerprint(tensor)
+        self.quantized = quantized
+
+    def is_current(self, tensor: Tensor) -> bool:
+        return is_freed(tensor) or self.fingerprint == _fingerprint(tensor)
+
+
+class WeightCache:
+    """Int8 weights by identity of the live float tensor (held weakly) and by the view of it that a Linear reads."""
+
+    def __init__(self) -> None:
+        self._views: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._lock = threading.RLock()
+
+    def get(self, tensor: Tensor, view: str, evaluate: Callable[[Tensor], Tensor]) -> QuantizedWeight:
+        """The int8 form of evaluate(tensor), quantizing where it is new or stale. `view` names what evaluate does.
+
+        Raises WeightError as `quantize_weight` does, FreedWeightError where a freed tensor lacks this view.
+        """
+        with self._lock:
+            views = self._views.setdefault(tensor, {})
+            cached = views.get(view)
+            if cached is None or not cached.is_current(tensor):
+                with torch.inference_mode(False), torch.no_grad():
+                    cached = views[view] = _CachedWeight(tensor, quantize_weight(evaluate(tensor)))
+            return cached.quantized
+
+    def forget(self, tensor: Tensor) -> None:
+        """Quantize this tensor again when it is next used. A freed tensor is kept: its int8 form is all there is."""
+        with self._lock:
+            if not is_freed(tensor):
+                self._views.pop(tensor, None)
+
+
+WEIGHTS = WeightCache()
+
+
+def requantize(model: nn.Module) -> None:
+    """Quantize the model's weights again at its next call.
+
+    Changes through in-place operations, `load_state_dict` and replaced tensors are noticed without this. Needed only
+    after edits through `.data`, or of tensors made in inference mode, which leave no trace.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        WEIGHTS.forget(tensor)
