@@ -1,5 +1,22 @@
 """LLM.int8() as a compiler pass: `torch.compile(model, backend="int8mixed")`."""
 
 from int8pass.backend import int8mixed
+from int8pass.config import Int8MixedConfig
+from int8pass.convert import convert
+from int8pass.errors import Int8PassError
+from int8pass.inspection.explain import explain
+from int8pass.inspection.report import Report
+from int8pass.int8_linear import Int8Linear, quantize_
+from int8pass.weights import requantize
 
-__all__ = ["int8mixed"]
+__all__ = [
+    "Int8Linear",
+    "Int8MixedConfig",
+    "Int8PassError",
+    "Report",
+    "convert",
+    "explain",
+    "int8mixed",
+    "quantize_",
+    "requantize",
+]

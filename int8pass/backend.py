@@ -1,9 +1,6 @@
 """The torch.compile backend: capture, passes, lowering, and the call that feeds the int8 weights in."""
 
 import importlib
-import logging
-import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,14 +10,11 @@ from int8pass import pipeline
 from int8pass.capture import program_from_dynamo
 from int8pass.config import Int8MixedConfig
 from int8pass.inspection.dump import Dump
-from int8pass.passes.recognize_int8_linear import ALREADY_INT8
-from int8pass.passes.select_linear import GRADIENT_REASON
+from int8pass.notices import warn_where_nothing_happened
 from int8pass.program import Program
 from int8pass.torch_private import mark_added_input
 from int8pass.weight_expression import WeightExpression
 from int8pass.weights import WEIGHTS
-
-logger = logging.getLogger(__name__)
 
 
 def int8mixed(
@@ -38,7 +32,7 @@ def int8mixed(
     config = Int8MixedConfig.from_options(options, mode=mode)
     tap = Dump.for_config(config.dump_dir)
     program = pipeline.run(program_from_dynamo(graph_module, example_inputs, config), tap)
-    _warn_where_nothing_happens(program)
+    warn_where_nothing_happened(program)
     inputs = InputBinding(program, example_inputs)
     lowering = importlib.import_module(f"int8pass.lower.{config.lowering}")
     run = lowering.lower(program, inputs.example_inputs, tap)
@@ -101,25 +95,3 @@ def _unique_weights(program: Program, added: dict[str, fx.Node], positions: dict
 
 def _placeholders(graph: fx.Graph) -> dict[str, fx.Node]:
     return {node.name: node for node in graph.find_nodes(op="placeholder")}
-
-
-_warned: set[str] = set()
-
-
-def _warn_where_nothing_happens(program: Program) -> None:
-    reasons = Counter(decision.reason for decision in program.decisions if not decision.rewritten)
-    if reasons[GRADIENT_REASON]:
-        _warn_once(
-            f"int8mixed left {reasons[GRADIENT_REASON]} Linears in float: {GRADIENT_REASON}. For inference, call the "
-            "model under torch.no_grad() or torch.inference_mode(), or freeze it: model.requires_grad_(False)."
-        )
-    elif program.decisions and not program.rewritten and not reasons[ALREADY_INT8]:
-        why = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-        _warn_once(f"int8mixed rewrote nothing in a graph of {len(program.decisions)} Linear-like nodes: {why}.")
-
-
-def _warn_once(message: str) -> None:
-    logger.info(message)
-    if message not in _warned:
-        _warned.add(message)
-        warnings.warn(message, stacklevel=2)

@@ -10,7 +10,7 @@ from int8pass.program import ModuleTensor, Program
 
 def program_from_dynamo(graph_module: fx.GraphModule, example_inputs: list, config: Int8MixedConfig) -> Program:
     """Wrap a copy of a Dynamo graph. example_inputs: the real inputs, parameters among them, in placeholder order."""
-    copied = _copy(graph_module)
+    copied = copy_graph(graph_module)
     root = torch_private.compiled_module()
     return Program(
         graph_module=copied,
@@ -21,8 +21,8 @@ def program_from_dynamo(graph_module: fx.GraphModule, example_inputs: list, conf
     )
 
 
-def _copy(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A graph that can lose and gain inputs while Dynamo's own stays as it is."""
+def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A graph that can lose and gain inputs while the captured one stays as it is."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     output = graph.graph_copy(graph_module.graph, copies)
@@ -32,7 +32,8 @@ def _copy(graph_module: fx.GraphModule) -> fx.GraphModule:
             copy._dynamo_source = node._dynamo_source
     copied = fx.GraphModule(graph_module, graph)
     copied.meta = dict(graph_module.meta)
-    copied._param_name_to_source = getattr(graph_module, "_param_name_to_source", {})
+    if hasattr(graph_module, "_param_name_to_source"):
+        copied._param_name_to_source = graph_module._param_name_to_source
     return copied
 
 

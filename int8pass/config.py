@@ -33,7 +33,7 @@ class Int8MixedConfig:
     lowering: "inductor", or "eager" to run the ops as they are.
     mode: Inductor's mode, since torch.compile takes either mode or options.
     inductor: options passed on to Inductor.
-    dump_dir: a folder for the text of the graph after every stage; the environment variable INT8PASS_DUMP is its default.
+    dump_dir: a folder for the text of the graph after every stage; unset, the environment variable INT8PASS_DUMP.
     """
 
     threshold: float = 6.0

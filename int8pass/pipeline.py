@@ -34,17 +34,19 @@ PASSES: tuple[Pass, ...] = (
     Pass("linear_to_int8_mixed", linear_to_int8_mixed),
     Pass("share_activation_quantize", share_activation_quantize),
 )
+# Up to here a graph still computes in float, with its Linears found and chosen: where reports measure.
+FLOAT_PASSES = PASSES[: [step.name for step in PASSES].index("linear_to_int8_mixed")]
 
 
-def run(program: Program, tap: Tap | None = None) -> Program:
-    """Apply PASSES in order. `tap` is called with the captured graph and after each pass.
+def run(program: Program, tap: Tap | None = None, passes: tuple[Pass, ...] = PASSES) -> Program:
+    """Apply passes in order. `tap` is called with the captured graph and after each pass.
 
     With a tap, or with INT8PASS_VERIFY set, the graph is checked against the IR table after every pass.
     """
     verify_each = tap is not None or bool(os.environ.get("INT8PASS_VERIFY"))
     if tap is not None:
         tap("captured", program)
-    for step in PASSES:
+    for step in passes:
         matches = step.apply(program)
         logger.info("%s: %d", step.name, matches)
         if verify_each:

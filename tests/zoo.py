@@ -110,8 +110,7 @@ BART = SPECIAL | dict(
     vocab_size=VOCABULARY, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
     decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, max_position_embeddings=64, use_cache=False,
     decoder_start_token_id=1)
-T5 = dict(vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2, num_heads=4,
-          use_cache=False)
+T5 = dict(vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, use_cache=False)
 IMAGES = CORE | dict(image_size=IMAGE, patch_size=8)
 STAGES = UNIT_GAIN | dict(depths=[1, 1], hidden_sizes=[32, 64])
 WINDOWS = UNIT_GAIN | dict(
@@ -119,7 +118,6 @@ WINDOWS = UNIT_GAIN | dict(
 AUDIO = CORE | dict(
     vocab_size=32, conv_dim=[32, 32], conv_kernel=[10, 3], conv_stride=[5, 2], num_feat_extract_layers=2,
     num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, apply_spec_augment=False)
-CLIP_TEXT = TEXT | dict(projection_dim=32)
 CLIP_VISION = IMAGES | dict(projection_dim=32)
 STATE = SPECIAL | dict(vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, state_size=8, use_cache=False)
 
@@ -127,6 +125,7 @@ REUSED = "one compiled graph serves several layers or experts: its weights are i
 ROUTED = "experts are one 3-D parameter run by grouped mm; the router is F.linear with a parameter of its own"
 SCANNED = "dt_proj is a matmul with its weight; compiled code uses an associative scan, equal to eager to 1e-5 only"
 UNCALLED = "six Linear layers for global attention are never called"
+HOOKED = "the first call of the model, if compiled, installs hooks for hidden states under a lock"
 GLOBAL = "reads with Tensor.item() whether any token has global attention"
 
 DECODERS = {
@@ -140,7 +139,6 @@ DECODERS = {
         num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8), tokens),
     "gpt_neox": Architecture("GPTNeoXForCausalLM", "GPTNeoXConfig", TEXT, tokens),
     "gptj": Architecture("GPTJForCausalLM", "GPTJConfig", GPT | dict(rotary_dim=8), tokens),
-    "gpt_bigcode": Architecture("GPTBigCodeForCausalLM", "GPTBigCodeConfig", GPT, tokens),
     "codegen": Architecture("CodeGenForCausalLM", "CodeGenConfig", GPT | dict(rotary_dim=8), tokens),
     "opt": Architecture("OPTForCausalLM", "OPTConfig", TEXT | dict(ffn_dim=128, word_embed_proj_dim=64), tokens),
     "bloom": Architecture("BloomForCausalLM", "BloomConfig", SPECIAL | dict(
@@ -213,12 +211,11 @@ VISION = {
     "swin": Architecture("SwinModel", "SwinConfig", WINDOWS, pixels),
     "swinv2": Architecture("Swinv2Model", "Swinv2Config", WINDOWS, pixels),
     "dinov2": Architecture("Dinov2Model", "Dinov2Config", IMAGES, pixels),
-    "convnext": Architecture("ConvNextModel", "ConvNextConfig", STAGES | dict(
-        num_stages=2, layer_scale_init_value=0.5), pixels),
     "convnextv2": Architecture("ConvNextV2Model", "ConvNextV2Config", STAGES | dict(num_stages=2), pixels),
     "segformer": Architecture("SegformerForSemanticSegmentation", "SegformerConfig", STAGES | dict(
         num_encoder_blocks=2, sr_ratios=[2, 1], patch_sizes=[7, 3], strides=[4, 2], num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2], decoder_hidden_size=32), pixels, unusual="Linear layers alternate with conv2d"),
+        mlp_ratios=[2, 2], decoder_hidden_size=32), pixels, unusual="Linear layers alternate with conv2d",
+        graph_breaks=HOOKED),
     "clip_vision": Architecture("CLIPVisionModel", "CLIPVisionConfig", CLIP_VISION, pixels),
     "siglip_vision": Architecture("SiglipVisionModel", "SiglipVisionConfig", IMAGES, pixels),
     "yolos": Architecture("YolosForObjectDetection", "YolosConfig", IMAGES | dict(
@@ -248,7 +245,7 @@ SPEECH = {
 
 MULTIMODAL = {
     "clip": Architecture("CLIPModel", "CLIPConfig", dict(
-        text_config=CLIP_TEXT, vision_config=CLIP_VISION, projection_dim=32), tokens_and_pixels),
+        text_config=TEXT | dict(projection_dim=32), vision_config=CLIP_VISION, projection_dim=32), tokens_and_pixels),
     "siglip": Architecture("SiglipModel", "SiglipConfig", dict(
         text_config=TEXT, vision_config=IMAGES), tokens_and_pixels),
     "blip": Architecture("BlipForConditionalGeneration", "BlipConfig", dict(
@@ -262,7 +259,7 @@ MULTIMODAL = {
         vision_config=CLIP_VISION | dict(model_type="clip_vision_model"),
         image_token_index=VOCABULARY - 1, image_seq_length=16), joined(image_tokens, pixels),
         unusual="the last vision layer does not reach the output",
-        graph_breaks="counts the image tokens with Tensor.item(); the first call installs output hooks under a lock"),
+        graph_breaks=f"counts the image tokens with Tensor.item(); {HOOKED}"),
 }
 
 MIXTURES = {
@@ -280,8 +277,10 @@ MIXTURES = {
     "qwen3_next": Architecture("Qwen3NextForCausalLM", "Qwen3NextConfig", MIXTURE | dict(
         shared_expert_intermediate_size=64, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16,
         linear_value_head_dim=16, layer_types=["linear_attention", "full_attention"]), tokens, unusual=ROUTED),
-    "switch_transformers": Architecture("SwitchTransformersForConditionalGeneration", "SwitchTransformersConfig", T5 | dict(
-        num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1), token_pairs, unusual=REUSED,
+    "switch_transformers": Architecture(
+        "SwitchTransformersForConditionalGeneration", "SwitchTransformersConfig", T5 | dict(
+        num_decoder_layers=2, num_experts=4, num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1), token_pairs, unusual=REUSED,
         graph_breaks="loops over the experts that nonzero() says were hit"),
     "jamba": Architecture("JambaForCausalLM", "JambaConfig", GROUPED | dict(
         num_experts=2, attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False, mamba_d_state=8), tokens,

@@ -16,7 +16,7 @@ from torch import fx
 from int8pass import torch_private
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CompilerNotFoundError
-from int8pass.graph import PROVENANCE
+from int8pass.graph import PROVENANCE, value_of
 from int8pass.inspection.dump import Dump
 from int8pass.ops import DECOMPOSITIONS
 from int8pass.program import Program
@@ -50,7 +50,7 @@ def decompose_ops(program: Program) -> int:
             before = node.prev
             result = DECOMPOSITIONS[node.target](*fx.node.map_arg(node.args, lambda arg: fx.Proxy(arg, tracer)))
         _keep_provenance(before, node)
-        result.node.meta["val"] = node.meta["val"]
+        result.node.meta["val"] = value_of(node)
         node.replace_all_uses_with(result.node)
         graph.erase_node(node)
     program.graph_module.recompile()

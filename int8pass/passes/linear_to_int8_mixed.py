@@ -14,17 +14,17 @@ Where a gradient is wanted the ops read %x.detach(), and `int8pass.straight_thro
 them, through the dequantized weight; the bias is added by plain operations, which autograd knows.
 """
 
+import functools
+
 import torch
 from torch import fx
 
-from int8pass import ops
+from int8pass.composition import int8_mixed_linear
 from int8pass.errors import WeightError
 from int8pass.graph import insert, replace, value_of
 from int8pass.program import Program
 from int8pass.weight_expression import WeightExpression
 from int8pass.weights import free, is_freed
-
-aten = torch.ops.aten
 
 
 def linear_to_int8_mixed(program: Program) -> int:
@@ -48,27 +48,18 @@ def linear_to_int8_mixed(program: Program) -> int:
 def _int8_mixed(program: Program, node: fx.Node, expression: WeightExpression) -> fx.Node:
     config = program.config
     x, weight, bias = (*node.args, None)[:3]
-    differentiable = value_of(node).requires_grad
-    source = insert(node, aten.detach.default, x) if differentiable else x
-    codes, scale = program.weight_input(expression, "codes"), program.weight_input(expression, "scale")
-
-    mask = insert(node, ops.outlier_mask, source, config.threshold, config.outliers) if config.threshold else None
-    x_scale = insert(node, ops.scale_per_token, source, mask)
-    x_codes = insert(node, ops.quantize_per_token, source, x_scale, mask)
-    sums = insert(node, ops.int8_mm, x_codes, codes)
-    outlier = None
-    if mask is not None and config.keeps_original_weights:
-        frozen = insert(node, aten.detach.default, weight) if value_of(weight).requires_grad else weight
-        outlier = insert(node, ops.outlier_mm, source, mask, frozen)
-    elif mask is not None:
-        outlier = insert(node, ops.outlier_mm, source, mask, codes, scale)
-    dtype = value_of(node).dtype
-    if not differentiable:
-        return insert(node, ops.dequantize, sums, x_scale, scale, outlier, bias, dtype)
-    y = insert(node, ops.dequantize, sums, x_scale, scale, outlier, None, torch.float32)
-    y = insert(node, ops.straight_through, y, x, codes, scale)
-    y = y if bias is None else insert(node, aten.add.Tensor, y, bias)
-    return insert(node, aten.to.dtype, y, dtype)
+    return int8_mixed_linear(
+        functools.partial(insert, node),
+        x,
+        program.weight_input(expression, "codes"),
+        program.weight_input(expression, "scale"),
+        bias,
+        threshold=config.threshold,
+        outliers=config.outliers,
+        dtype=value_of(node).dtype,
+        weight=weight if config.keeps_original_weights else None,
+        differentiable=value_of(node).requires_grad,
+    )
 
 
 def _free_if_unused(program: Program, expression: WeightExpression) -> None:

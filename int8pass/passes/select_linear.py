@@ -9,6 +9,7 @@ import re
 import torch
 from torch import fx, nn
 
+from int8pass.config import Int8MixedConfig
 from int8pass.graph import is_mutation, node_argument, operation, value_of
 from int8pass.program import ModuleTensor, Program
 from int8pass.quantization.absmax import INT8_MAX
@@ -28,7 +29,7 @@ def select_linear(program: Program) -> int:
         source = program.tensors[expression.root]
         reason = (
             _skip_by_kind(source)
-            or _skip_by_name(program, source, tied)
+            or name_refusal(program.config, source, tied)
             or _skip_by_dtype_and_shape(node)
             or _skip_by_gradient(source, grad_modes[node])
             or _skip_by_mutation(program, expression.root)
@@ -50,11 +51,12 @@ def _skip_by_kind(source: ModuleTensor) -> str:
     return ""
 
 
-def _skip_by_name(program: Program, source: ModuleTensor, tied: frozenset[int]) -> str:
-    for pattern in program.config.skip_modules:
+def name_refusal(config: Int8MixedConfig, source: ModuleTensor, tied: frozenset[int]) -> str:
+    """Why a weight is skipped by its name, or as an embedding table at one of the addresses `tied`; "" if it is not."""
+    for pattern in config.skip_modules:
         if matches(pattern, source.name):
             return f"named in skip_modules ({pattern!r})"
-    if program.config.skip_modules_default:
+    if config.skip_modules_default:
         if any(matches(pattern, source.name) for pattern in DEFAULT_SKIPS):
             return "lm_head (skip_modules_default)"
         if _address(source) in tied:
@@ -72,7 +74,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def _address(source: ModuleTensor) -> int:
-    return 0 if is_freed(source.tensor) else source.tensor.data_ptr()
+    return 0 if is_freed(source.tensor) or source.tensor.is_meta else source.tensor.data_ptr()
 
 
 def _embeddings_in(program: Program) -> frozenset[int]:

@@ -1,0 +1,128 @@
+"""`Report`: what the pass did to each Linear of a model, as rows, totals, text and JSON."""
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+SCHEMA_VERSION = 1
+_COLUMNS_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """One Linear-like node.
+
+    module: dotted name; weight_shape: (N, K); reason: "" where rewritten. outlier_columns: features with |x| >=
+    threshold in the inputs that were run; snr_db: signal-to-noise ratio of the output against the float Linear on the
+    same input, in dB (None where it was not rewritten or not run). bytes_before: the float weight; bytes_after: what
+    the rewritten Linear reads, the float weight included where its outlier columns are kept in float.
+    """
+
+    module: str
+    operation: str
+    weight_shape: tuple[int, ...] | None
+    dtype: str
+    rewritten: bool
+    reason: str
+    outlier_columns: tuple[int, ...]
+    snr_db: float | None
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts and bytes over all rows. reasons: how many nodes were skipped for each reason."""
+
+    linears: int
+    rewritten: int
+    skipped: int
+    with_outliers: int
+    bytes_before: int
+    bytes_after: int
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as."""
+
+    rows: tuple[Row, ...]
+    threshold: float
+    outliers: str
+    graphs: int = 1
+
+    @property
+    def totals(self) -> Totals:
+        done = [row for row in self.rows if row.rewritten]
+        return Totals(
+            linears=len(self.rows),
+            rewritten=len(done),
+            skipped=len(self.rows) - len(done),
+            with_outliers=sum(bool(row.outlier_columns) for row in done),
+            bytes_before=sum(row.bytes_before for row in self.rows),
+            bytes_after=sum(row.bytes_after for row in self.rows),
+            reasons=dict(Counter(row.reason for row in self.rows if row.reason)),
+        )
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """JSON with a schema version, the rows and the totals. An infinite ratio (no error at all) is null."""
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        for row in rows:
+            if row["snr_db"] is not None and not math.isfinite(row["snr_db"]):
+                row["snr_db"] = None
+        document = {
+            "schema": SCHEMA_VERSION,
+            "threshold": self.threshold,
+            "outliers": self.outliers,
+            "graphs": self.graphs,
+            "totals": dataclasses.asdict(self.totals),
+            "rows": rows,
+        }
+        return json.dumps(document, indent=indent, allow_nan=False)
+
+    def __str__(self) -> str:
+        header = ("module", "weight", "dtype", "decision", "outlier columns", "SNR dB", "MB before", "MB after")
+        return "\n".join([*_table([header, *map(_cells, self.rows)]), "", *_summary(self)])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.module or "(root)",
+        "x".join(map(str, row.weight_shape)) if row.weight_shape else "-",
+        row.dtype,
+        "int8" if row.rewritten else f"skipped: {row.reason}",
+        _columns(row.outlier_columns) if row.rewritten else "",
+        "" if row.snr_db is None else f"{row.snr_db:.1f}",
+        _megabytes(row.bytes_before),
+        _megabytes(row.bytes_after),
+    )
+
+
+def _columns(columns: tuple[int, ...]) -> str:
+    if not columns:
+        return "none"
+    more = f", ... ({len(columns)})" if len(columns) > _COLUMNS_SHOWN else ""
+    return ", ".join(map(str, columns[:_COLUMNS_SHOWN])) + more
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _summary(report: Report) -> list[str]:
+    totals = report.totals
+    lines = [
+        f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 (threshold {report.threshold:g}, outliers "
+        f"by {report.outliers}); {totals.with_outliers} of them met outlier columns",
+        f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB after",
+    ]
+    return lines + [f"skipped {count}: {reason}" for reason, count in totals.reasons.items()]
