@@ -14,7 +14,7 @@ from int8pass.notices import warn_where_nothing_happened
 from int8pass.program import Program
 from int8pass.torch_private import mark_added_input
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import WEIGHTS
+from int8pass.weights import WEIGHTS, CachedWeight, QuantizedWeight
 
 
 def int8mixed(
@@ -75,11 +75,14 @@ class _Weight:
     def __init__(self, source: int | Tensor, expression: WeightExpression) -> None:
         self._source = source
         self._expression = expression
+        self._last: CachedWeight | None = None
         self.fields: list[str] = []
 
-    def quantized(self, args: tuple):
+    def quantized(self, args: tuple) -> QuantizedWeight:
         tensor = args[self._source] if isinstance(self._source, int) else self._source
-        return WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
+        if self._last is None or not self._last.serves(tensor):
+            self._last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
+        return self._last.quantized
 
 
 def _unique_weights(program: Program, added: dict[str, fx.Node], positions: dict[str, int]) -> list[_Weight]:

@@ -121,7 +121,8 @@ class Program:
 
     def quantized(self, expression: WeightExpression) -> QuantizedWeight:
         """The int8 form of a weight, quantized on first use. Raises WeightError, FreedWeightError."""
-        return WEIGHTS.get(self.tensors[expression.root].tensor, expression.key, expression.evaluate)
+        tensor = self.tensors[expression.root].tensor
+        return WEIGHTS.get(tensor, expression.key, expression.evaluate).quantized
 
     def weight_input(self, expression: WeightExpression, part: str) -> fx.Node:
         """The graph input that holds one field of a quantized weight, added at first need."""

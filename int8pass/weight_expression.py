@@ -12,7 +12,7 @@ from int8pass.graph import operation
 _VIEWS = frozenset(
     "T mT H t numpy_T transpose swapaxes swapdims permute movedim view _unsafe_view reshape flatten unflatten squeeze "
     "unsqueeze expand contiguous clone detach alias lift_fresh_copy chunk split split_with_sizes unbind tensor_split "
-    "narrow select slice getitem getattr to _to_copy float half bfloat16 as_strided".split()
+    "narrow select slice getitem getattr to type _to_copy float half bfloat16 as_strided".split()
 )
 _VIEW_ATTRIBUTES = frozenset({"T", "mT", "H", "data"})
 

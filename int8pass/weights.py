@@ -1,6 +1,7 @@
 """Quantized weights: computed once for each live float tensor and view of it, noticed when stale, freed on demand."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -91,17 +92,24 @@ def _fingerprint(tensor: Tensor) -> tuple:
     return version, tensor.data_ptr(), tensor.dtype
 
 
-class _CachedWeight:
+class CachedWeight:
     """One view of one float tensor in int8, with the fingerprint of the tensor it was made from."""
 
-    __slots__ = ("fingerprint", "quantized")
+    __slots__ = ("_fingerprint", "_tensor", "quantized")
 
     def __init__(self, tensor: Tensor, quantized: QuantizedWeight) -> None:
-        self.fingerprint = _fingerprint(tensor)
+        self._tensor = weakref.ref(tensor)
+        self._fingerprint: tuple | None = _fingerprint(tensor)
         self.quantized = quantized
 
-    def is_current(self, tensor: Tensor) -> bool:
-        return is_freed(tensor) or self.fingerprint == _fingerprint(tensor)
+    def serves(self, tensor: Tensor) -> bool:
+        """Whether this is the int8 form of what `tensor` holds now."""
+        if self._tensor() is not tensor:
+            return False
+        return is_freed(tensor) or self._fingerprint == _fingerprint(tensor)
+
+    def expire(self) -> None:
+        self._fingerprint = None
 
 
 class WeightCache:
@@ -111,7 +119,7 @@ class WeightCache:
         self._views: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._lock = threading.RLock()
 
-    def get(self, tensor: Tensor, view: str, evaluate: Callable[[Tensor], Tensor]) -> QuantizedWeight:
+    def get(self, tensor: Tensor, view: str, evaluate: Callable[[Tensor], Tensor]) -> CachedWeight:
         """The int8 form of evaluate(tensor), quantizing where it is new or stale. `view` names what evaluate does.
 
         Raises WeightError as `quantize_weight` does, FreedWeightError where a freed tensor lacks this view.
@@ -119,16 +127,16 @@ class WeightCache:
         with self._lock:
             views = self._views.setdefault(tensor, {})
             cached = views.get(view)
-            if cached is None or not cached.is_current(tensor):
+            if cached is None or not cached.serves(tensor):
                 with torch.inference_mode(False), torch.no_grad():
-                    cached = views[view] = _CachedWeight(tensor, quantize_weight(evaluate(tensor)))
-            return cached.quantized
+                    cached = views[view] = CachedWeight(tensor, quantize_weight(evaluate(tensor)))
+            return cached
 
     def forget(self, tensor: Tensor) -> None:
         """Quantize this tensor again when it is next used. A freed tensor is kept: its int8 form is all there is."""
         with self._lock:
-            if not is_freed(tensor):
-                self._views.pop(tensor, None)
+            for cached in self._views.get(tensor, {}).values():
+                cached.expire()
 
 
 WEIGHTS = WeightCache()

@@ -40,6 +40,8 @@ def canonicalize_linear(program: Program) -> int:
         rewrite = _REWRITES.get(operation(node))
         if _is_quantized_linear(node):
             program.skip(node, f"already quantized by {namespace(node)}")
+        elif "grouped_mm" in operation(node):  # torch's own, and transformers' fallback for it
+            _canonicalize(program, node, _stacked)
         elif rewrite is not None and is_torch_call(node) and is_tensor(node):
             _canonicalize(program, node, rewrite)
     for name, child in subgraphs(program.graph_module):
@@ -132,8 +134,6 @@ _REWRITES: dict[str, Callable] = {
     "einsum": _einsum,
     "bmm": _stacked,
     "baddbmm": _stacked,
-    "grouped_mm": _stacked,
-    "_grouped_mm": _stacked,
 }
 
 
