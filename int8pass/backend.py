@@ -9,12 +9,13 @@ from torch import Tensor, fx
 from int8pass import pipeline
 from int8pass.capture import program_from_dynamo
 from int8pass.config import Int8MixedConfig
+from int8pass.errors import FreedWeightError
 from int8pass.inspection.dump import Dump
 from int8pass.notices import warn_where_nothing_happened
 from int8pass.program import Program
 from int8pass.torch_private import mark_added_input
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import WEIGHTS, CachedWeight, QuantizedWeight
+from int8pass.weights import WEIGHTS, CachedWeight, QuantizedWeight, is_freed
 
 
 def int8mixed(
@@ -50,9 +51,7 @@ class InputBinding:
         graph = program.graph
         positions = {name: position for position, name in enumerate(program.input_names)}
         added = {name: node for name, node in _placeholders(graph).items() if name in program.weight_inputs}
-        for name, node in _placeholders(graph).items():
-            if name not in added and not node.users and name in program.tensors:
-                graph.erase_node(node)
+        _drop_unread_weights(program)
         for node in added.values():
             mark_added_input(node)
         program.graph_module.recompile()
@@ -83,6 +82,22 @@ class _Weight:
         if self._last is None or not self._last.serves(tensor):
             self._last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
         return self._last.quantized
+
+
+def _drop_unread_weights(program: Program) -> None:
+    """Remove the inputs and attributes of float weights that nothing reads any more.
+
+    Raises FreedWeightError where something still reads a freed one: a skipped Linear, or the original outlier columns.
+    """
+    for node in list(program.graph.nodes):
+        source = program.tensors.get(node.name)
+        if source is not None and node.users and is_freed(source.tensor):
+            reader = next(iter(node.users)).name
+            raise FreedWeightError(f"{source.name} was released by free_weights=True, and {reader} still reads it")
+        if source is not None and not node.users:
+            program.graph.erase_node(node)
+            if node.op == "get_attr":  # Inductor would keep it, and fail on a freed one
+                delattr(program.graph_module, node.target)
 
 
 def _unique_weights(program: Program, added: dict[str, fx.Node], positions: dict[str, int]) -> list[_Weight]:

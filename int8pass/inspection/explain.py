@@ -42,7 +42,7 @@ def explain(
         raise CaptureError("explain runs the model: pass args=(...), kwargs={...}, or both")
     else:
         _run_module(model_or_program, tuple(args or ()), dict(kwargs or {}), config, measured)
-    rows = [_row(decision, part) for part in measured for decision in part.program.decisions]
+    rows = [_row(decision, part) for part in measured for decision in part.decisions]
     return Report(tuple(rows), config.threshold, config.outliers, graphs=len(measured))
 
 
@@ -71,6 +71,12 @@ class Measurement:
         self._linears = {node.name: expression for node, expression in program.linears.items()}
         self._float = fx.GraphModule(program.graph_module, _copied(program.graph))
         pipeline.run(program, tap, pipeline.PASSES[len(pipeline.FLOAT_PASSES) :])
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The decisions in graph order; nodes inside higher-order regions come last."""
+        order = {node.name: position for position, node in enumerate(self._float.graph.nodes)}
+        return sorted(self.program.decisions, key=lambda decision: order.get(decision.node, len(order)))
 
     def __call__(self, *inputs: Any) -> Any:
         return _Observer(self._float, self._observe).run(*inputs)

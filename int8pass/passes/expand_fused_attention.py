@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from int8pass.graph import PROVENANCE, fake_mode_of, is_torch_call, operation, replace, value_of
+from int8pass.graph import PROVENANCE, fake_mode_of, insert, is_torch_call, operation, replace, value_of
 from int8pass.program import Program
 
 
@@ -31,13 +31,11 @@ def expand_fused_attention(program: Program) -> int:
 
 def _expand(node: fx.Node, function: Callable) -> None:
     flat, spec = torch.utils._pytree.tree_flatten((node.args, dict(node.kwargs)))
-    positions = [position for position, leaf in enumerate(flat) if isinstance(leaf, fx.Node)]
-    leaves = [flat[position] for position in positions]
+    leaves = node.all_input_nodes  # each once, so that self-attention keeps seeing that query is key is value
 
     def call(*values):
-        arguments = list(flat)
-        for position, value in zip(positions, values, strict=True):
-            arguments[position] = value
+        given = dict(zip(leaves, values, strict=True))
+        arguments = [given[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in flat]
         args, kwargs = torch.utils._pytree.tree_unflatten(arguments, spec)
         return function(*args, **kwargs)
 
@@ -62,9 +60,16 @@ def _inline(node: fx.Node, body: fx.GraphModule, leaves: list[fx.Node]) -> None:
             copy.meta["val"] = inner.meta.get("val")
     result = next(iter(body.graph.find_nodes(op="output"))).args[0]
     if isinstance(result, fx.Node):
-        replace(node, copies[result])
+        replace(node, _in_dtype_of(node, copies[result]))
     else:
         _replace_items(node, [copies[item] if isinstance(item, fx.Node) else item for item in result])
+
+
+def _in_dtype_of(node: fx.Node, result: fx.Node) -> fx.Node:
+    """The result in the dtype of the node it stands for, which an autocast region may have chosen."""
+    if value_of(result).dtype == value_of(node).dtype:
+        return result
+    return insert(node, torch.ops.aten.to.dtype, result, value_of(node).dtype)
 
 
 def _replace_items(node: fx.Node, items: list) -> None:
@@ -72,7 +77,7 @@ def _replace_items(node: fx.Node, items: list) -> None:
     for user in list(node.users):
         item = items[user.args[1]]
         if isinstance(item, fx.Node):
-            user.replace_all_uses_with(item)
+            user.replace_all_uses_with(_in_dtype_of(user, item))
         else:  # None, for attention weights that were not asked for
             _replace_by_constant(user, item)
         node.graph.erase_node(user)
@@ -145,8 +150,11 @@ def _native_multi_head_attention(
     mask_type: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """torch._native_multi_head_attention in plain operations. query, key, value: [B, S, E]."""
+    query_first = query.transpose(0, 1)
+    key_first = query_first if key is query else key.transpose(0, 1)
+    value_first = key_first if value is key else value.transpose(0, 1)
     output, weights = F.multi_head_attention_forward(
-        *(tensor.transpose(0, 1) for tensor in (query, key, value)),
+        query_first, key_first, value_first,
         embed_dim, num_heads, qkv_weight, qkv_bias, None, None, False, 0.0, proj_weight, proj_bias,
         training=False, need_weights=need_weights, average_attn_weights=average_attn_weights,
         **_mask_arguments(mask, mask_type, num_heads),
