@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from int8pass import pipeline
 from int8pass.capture import program_from_dynamo
@@ -34,9 +34,10 @@ def int8mixed(
     tap = Dump.for_config(config.dump_dir)
     program = pipeline.run(program_from_dynamo(graph_module, example_inputs, config), tap)
     warn_where_nothing_happened(program)
-    inputs = InputBinding(program, example_inputs)
     lowering = importlib.import_module(f"int8pass.lower.{config.lowering}")
-    run = lowering.lower(program, inputs.example_inputs, tap)
+    lowering.rewrite(program, tap)
+    inputs = InputBinding(program, example_inputs)
+    run = lowering.lower(program, inputs.example_inputs)
     return lambda *args: run(*inputs(args))
 
 
@@ -50,42 +51,43 @@ class InputBinding:
     def __init__(self, program: Program, example_inputs: list) -> None:
         graph = program.graph
         positions = {name: position for position, name in enumerate(program.input_names)}
-        added = {name: node for name, node in _placeholders(graph).items() if name in program.weight_inputs}
         _drop_unread_weights(program)
+        added = {name: node for name, node in _placeholders(graph).items() if name in program.weight_inputs}
         for node in added.values():
             mark_added_input(node)
         program.graph_module.recompile()
         self._kept = [positions[name] for name in _placeholders(graph) if name not in added]
-        self._weights = _unique_weights(program, added, positions)
+        wanted = [program.weight_inputs[name] for name in added]
+        expressions = list(dict.fromkeys(item.expression for item in wanted))
+        self._weights = [_Weight(program, expression, positions) for expression in expressions]
+        self._fields = [(expressions.index(item.expression), item.field) for item in wanted]
         self.example_inputs = [example_inputs[position] for position in self._kept]
         self.example_inputs += [node.meta["val"] for node in added.values()]
 
     def __call__(self, args: tuple) -> list:
-        inputs = [args[position] for position in self._kept]
-        for weight in self._weights:
-            quantized = weight.quantized(args)
-            inputs.extend(getattr(quantized, field) for field in weight.fields)
-        return inputs
+        quantized = [weight.quantized(args) for weight in self._weights]
+        added = [getattr(quantized[weight], field) for weight, field in self._fields]
+        return [args[position] for position in self._kept] + added
 
 
 class _Weight:
-    """One int8 weight that a compiled graph needs: where its float tensor stands, and which fields are wanted."""
+    """One int8 weight that a compiled graph needs, made from a float tensor among the graph's arguments."""
 
-    def __init__(self, source: int | Tensor, expression: WeightExpression) -> None:
-        self._source = source
+    def __init__(self, program: Program, expression: WeightExpression, positions: dict[str, int]) -> None:
         self._expression = expression
+        self._position = positions.get(expression.root)
+        self._attribute = program.tensors[expression.root].tensor if self._position is None else None
         self._last: CachedWeight | None = None
-        self.fields: list[str] = []
 
     def quantized(self, args: tuple) -> QuantizedWeight:
-        tensor = args[self._source] if isinstance(self._source, int) else self._source
+        tensor = self._attribute if self._position is None else args[self._position]
         if self._last is None or not self._last.serves(tensor):
             self._last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
         return self._last.quantized
 
 
 def _drop_unread_weights(program: Program) -> None:
-    """Remove the inputs and attributes of float weights that nothing reads any more.
+    """Remove the inputs and attributes of weights, float or int8, that nothing reads any more.
 
     Raises FreedWeightError where something still reads a freed one: a skipped Linear, or the original outlier columns.
     """
@@ -94,21 +96,10 @@ def _drop_unread_weights(program: Program) -> None:
         if source is not None and node.users and is_freed(source.tensor):
             reader = next(iter(node.users)).name
             raise FreedWeightError(f"{source.name} was released by free_weights=True, and {reader} still reads it")
-        if source is not None and not node.users:
+        if not node.users and (source is not None or node.name in program.weight_inputs):
             program.graph.erase_node(node)
             if node.op == "get_attr":  # Inductor would keep it, and fail on a freed one
                 delattr(program.graph_module, node.target)
-
-
-def _unique_weights(program: Program, added: dict[str, fx.Node], positions: dict[str, int]) -> list[_Weight]:
-    weights: dict[tuple[str, str], _Weight] = {}
-    for name in added:
-        wanted = program.weight_inputs[name]
-        root = wanted.expression.root
-        source = positions.get(root, program.tensors[root].tensor)
-        weight = weights.setdefault((root, wanted.expression.key), _Weight(source, wanted.expression))
-        weight.fields.append(wanted.field)
-    return list(weights.values())
 
 
 def _placeholders(graph: fx.Graph) -> dict[str, fx.Node]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 # what a rewritten node hands on to the nodes that replace it
 PROVENANCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
@@ -81,8 +82,8 @@ def insert(like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     return node
 
 
-def _base_name(target: torch._ops.OpOverload) -> str:
-    return target._schema.name.rpartition("::")[2]
+def _base_name(target: Any) -> str:
+    return target._schema.name.rpartition("::")[2] if isinstance(target, torch._ops.OpOverload) else target.__name__
 
 
 def insert_linear(like: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None, *, value: Any = None) -> fx.Node:
@@ -101,9 +102,9 @@ def insert_linear(like: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | No
 
 def fake_mode_of(args: Any):
     """The fake tensor mode of the first fake tensor among the (nested) node arguments."""
-    modes = []
-    map_arg(args, lambda node: modes.append(getattr(value_of(node), "fake_mode", None)))
-    return next(mode for mode in modes if mode is not None)
+    leaves: list[Any] = []
+    map_arg(args, lambda node: leaves.extend(tree_leaves(value_of(node))))
+    return next(leaf.fake_mode for leaf in leaves if hasattr(leaf, "fake_mode"))
 
 
 def replace(node: fx.Node, replacement: fx.Node) -> None:
@@ -114,13 +115,15 @@ def replace(node: fx.Node, replacement: fx.Node) -> None:
 
 def erase_dead(node: fx.Node) -> None:
     """Remove a node without users, and in turn each of its inputs that is left without users."""
-    if node.users or node.op in ("placeholder", "get_attr", "output"):
-        return
-    inputs = node.all_input_nodes
-    node.graph.erase_node(node)
-    for producer in inputs:
-        if not is_mutation(producer):
-            erase_dead(producer)
+    erased: set[fx.Node] = set()
+    queue = [node]
+    while queue:
+        current = queue.pop()
+        if current in erased or current.users or current.op in ("placeholder", "get_attr", "output"):
+            continue
+        queue.extend(producer for producer in current.all_input_nodes if not is_mutation(producer))
+        current.graph.erase_node(current)
+        erased.add(current)
 
 
 def node_argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:

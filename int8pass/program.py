@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from int8pass.config import Int8MixedConfig
 from int8pass.graph import dtype_name, is_canonical_linear, module_path, operation, value_of
@@ -70,7 +71,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class WeightInput:
-    """A new graph input: one field ("codes" or "scale") of the quantized form of a view of a parameter."""
+    """A new graph input: one field ("codes", "scale", ...) of the quantized form of a view of a parameter."""
 
     expression: WeightExpression
     field: str
@@ -132,7 +133,8 @@ class Program:
             if present == wanted:
                 return nodes[name]
         node = self._new_placeholder(f"{_input_stem(expression.root)}_{part}", after=list(nodes.values()))
-        node.meta["val"] = self._fake(getattr(self.quantized(expression), part))
+        with self._fake_mode():
+            node.meta["val"] = self.quantized(expression).empty(part)
         self.weight_inputs[node.name] = wanted
         return node
 
@@ -143,9 +145,9 @@ class Program:
         node.target = node.name  # fx made the name unique
         return node
 
-    def _fake(self, tensor: Tensor) -> Tensor:
+    def _fake_mode(self) -> FakeTensorMode:
         modes = (getattr(value_of(node), "fake_mode", None) for node in self.graph.nodes)
-        return next(mode for mode in modes if mode is not None).from_tensor(tensor, static_shapes=True)
+        return next(mode for mode in modes if mode is not None)
 
     def skip(self, node: fx.Node, reason: str, expression: WeightExpression | None = None) -> Skip:
         """Record that a Linear-like node is left as it is."""
@@ -154,7 +156,7 @@ class Program:
 
     def rewrote(self, node: fx.Node, expression: WeightExpression) -> None:
         """Record that a canonical Linear was rewritten."""
-        self._decide(node, expression, "", int8_bytes=self.quantized(expression).bytes)
+        self._decide(node, expression, "", int8_bytes=self.quantized(expression).nbytes)
 
     def _decide(self, node: fx.Node, expression: WeightExpression | None, reason: str, int8_bytes: int = 0) -> None:
         source = self.tensors.get(expression.root) if expression else None

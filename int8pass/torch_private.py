@@ -78,6 +78,13 @@ def cxx_compiler_error() -> str:
     return ""
 
 
+def cxx_compiler() -> str:
+    """The C++ compiler that Inductor uses. Why private: as above; to be called once that search has succeeded."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    return get_cpp_compiler()
+
+
 def inductor_compile(graph_module: fx.GraphModule, example_inputs: list, patches: dict):
     """Compile a graph with Inductor, under its options `patches`.
 

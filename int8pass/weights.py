@@ -3,28 +3,58 @@
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from int8pass.errors import FreedWeightError, WeightError
+from int8pass.kernels.cpu.packing import code_offset, pack, packed_shape, unpack
 from int8pass.quantization.absmax import INT8_MAX, absmax_codes, absmax_scale
 
 _ROWS_AT_ONCE = 1024  # bounds the float32 copies made while a weight is quantized
 
 
-@dataclass(frozen=True)
 class QuantizedWeight:
-    """codes: int8[N, K]; scale: float32[N], with W[n, k] = codes[n, k] * scale[n] up to rounding."""
+    """An int8 weight: W[n, k] = codes[n, k] * scale[n] up to rounding.
 
-    codes: Tensor
-    scale: Tensor
+    scale: float32[N]; codes: int8[N, K]; packed and offset: the layout of the fused CPU kernel. Memory holds the codes
+    once: from the first use of `packed` on that is their only form, and `codes` is unpacked anew at each use.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self.scale = scale
+        self.shape = tuple(codes.shape)
+        self._codes: Tensor | None = codes
+        self._packed: Tensor | None = None
+        self._offset: Tensor | None = None
 
     @property
-    def bytes(self) -> int:
-        return self.codes.nbytes + self.scale.nbytes
+    def codes(self) -> Tensor:
+        return unpack(self._packed, *self.shape) if self._codes is None else self._codes
+
+    @property
+    def packed(self) -> Tensor:
+        if self._packed is None:
+            self._offset = code_offset(self._codes)
+            self._packed = pack(self._codes)
+            self._codes = None
+        return self._packed
+
+    @property
+    def offset(self) -> Tensor:
+        return self._offset if self.packed is not None else None
+
+    @property
+    def nbytes(self) -> int:
+        held = (self._codes, self._packed, self._offset, self.scale)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+    def empty(self, field: str) -> Tensor:
+        """An uninitialized tensor like a field, for shape propagation; it forces no layout."""
+        shapes = {"codes": self.shape, "packed": packed_shape(*self.shape)}
+        dtypes = {"codes": torch.int8, "packed": torch.int8, "offset": torch.int32, "scale": torch.float32}
+        return torch.empty(shapes.get(field, self.shape[:1]), dtype=dtypes[field], device=self.scale.device)
 
 
 def quantize_weight(weight: Tensor) -> QuantizedWeight:

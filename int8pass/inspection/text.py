@@ -46,7 +46,7 @@ class _Symbols:
 def _line(node: fx.Node, labels: dict[str, str], symbols: _Symbols) -> str:
     if node.op == "output":
         return f"return {_argument(node.args[0])}"
-    kind = symbols(_type(value_of(node)))
+    kind = _type(value_of(node), symbols)
     left = f"%{node.name} : {kind}" if kind else f"%{node.name}"
     return f"{left} = {_right(node, labels)}"
 
@@ -84,10 +84,10 @@ def _argument(argument: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", str(argument))
 
 
-def _type(value: Any) -> str:
+def _type(value: Any, symbols: _Symbols) -> str:
     if isinstance(value, torch.Tensor):
-        shape = ", ".join(str(size) for size in value.shape)
+        shape = ", ".join(symbols(str(size)) for size in value.shape)
         return f"{_SHORT_DTYPES.get(value.dtype, str(value.dtype).removeprefix('torch.'))}[{shape}]"
     if isinstance(value, list | tuple):
-        return "(" + ", ".join(_type(item) or "?" for item in value) + ")"
-    return f"sym {value}" if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else ""
+        return "(" + ", ".join(_type(item, symbols) or "?" for item in value) + ")"
+    return f"sym {symbols(str(value))}" if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else ""

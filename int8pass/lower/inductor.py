@@ -1,4 +1,4 @@
-"""Inductor: ops that have a decomposition are opened, so that Inductor fuses them; the products stay calls.
+"""Inductor: on the CPU a Linear becomes calls of the fused kernel; other ops are opened for Inductor to fuse.
 
 before:
     %scale : f32[4] = int8pass.scale_per_token(%x, %mask)
@@ -18,18 +18,24 @@ from int8pass.config import Int8MixedConfig
 from int8pass.errors import CompilerNotFoundError
 from int8pass.graph import PROVENANCE, value_of
 from int8pass.inspection.dump import Dump
+from int8pass.lower.fuse_cpu_linear import fuse_cpu_linear
 from int8pass.ops import DECOMPOSITIONS
 from int8pass.program import Program
 
 
-def lower(program: Program, example_inputs: list, tap: Dump | None) -> Callable:
+def rewrite(program: Program, tap: Dump | None) -> None:
+    """Fuse what the CPU kernel takes, and open the rest for Inductor to fuse."""
+    for stage in (fuse_cpu_linear, decompose_ops):
+        stage(program)
+        if tap is not None:
+            tap(stage.__name__, program)
+
+
+def lower(program: Program, example_inputs: list) -> Callable:
     """Compile with Inductor. Returns a callable over the graph's flat inputs.
 
     Raises CompilerNotFoundError where Inductor would find no C++ compiler for CPU code.
     """
-    decompose_ops(program)
-    if tap is not None:
-        tap("inductor", program)
     _require_compiler(example_inputs)
     return torch_private.inductor_compile(program.graph_module, example_inputs, inductor_options(program.config))
 

@@ -1,0 +1,194 @@
+"""One table: the same model in float32, bfloat16, under int8mixed, and quantized by bitsandbytes, torchao and PyTorch.
+
+Speed is relative to float32 eager, from rounds in which every contestant runs once: a busy machine slows all of them.
+Memory is counted from the tensors that a contestant holds, not from the process.
+"""
+
+import copy
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from int8pass.bench.minilm import Tokens, cosine_error, embed
+from int8pass.weights import WEIGHTS, is_freed
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """name: as the table shows it; prepare: changes a copy of the float32 model in place, returns what is called."""
+
+    name: str
+    prepare: Callable[[nn.Module], Callable]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row. error: mean 1 - cosine of the embeddings to float32; time: a fraction of float32 eager's.
+
+    linear_bytes: the weights of Linears in every form that is held; model_bytes: all parameters, buffers and int8
+    forms. failure: why there are no figures, "" where there are.
+    """
+
+    name: str
+    error: float = 0.0
+    time: float = 0.0
+    linear_bytes: int = 0
+    model_bytes: int = 0
+    failure: str = ""
+
+
+def compare(
+    model: nn.Module, batches: Sequence[Tokens], rounds: int = 5, progress: Progress = lambda message: None
+) -> list[Result]:
+    """Run every contestant on the batches. model: float32, eval. `progress` is told what takes long, before it does."""
+    reference = embed(model, batches)
+    entries = []
+    for contestant in CONTESTANTS:
+        progress(f"preparing {contestant.name}")
+        entries.append(_enter(contestant, model, batches, reference))
+    running = [entry for entry in entries if not entry.failure]
+    for number in range(rounds):
+        progress(f"timing, round {number + 1} of {rounds}")
+        for entry in running:
+            entry.seconds.append(_seconds(entry.call, batches))
+    baseline = running[0].seconds
+    return [entry.result(baseline) for entry in entries]
+
+
+class _Entry:
+    """A contestant with its own copy of the model, prepared and run once."""
+
+    def __init__(self, name: str, failure: str = "") -> None:
+        self.name = name
+        self.failure = failure
+        self.error = 0.0
+        self.call: Callable = None
+        self.bytes = (0, 0)
+        self.seconds: list[float] = []
+
+    def result(self, baseline: list[float]) -> Result:
+        if self.failure:
+            return Result(self.name, failure=self.failure)
+        ratios = [mine / base for mine, base in zip(self.seconds, baseline, strict=True)]
+        return Result(self.name, self.error, statistics.median(ratios), *self.bytes)
+
+
+def _enter(contestant: Contestant, model: nn.Module, batches: Sequence[Tokens], reference: Tensor) -> _Entry:
+    entry = _Entry(contestant.name)
+    own = copy.deepcopy(model)
+    linears = [name for name, module in own.named_modules() if isinstance(module, nn.Linear)]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside the peers
+            entry.call = contestant.prepare(own)
+            entry.error = cosine_error(embed(entry.call, batches), reference)
+        entry.bytes = (_bytes(_weights(own, linears)), _bytes(_everything(own)))
+    except Exception as error:  # whatever a peer raises becomes its row of the table
+        entry.failure = " ".join(f"{type(error).__name__}: {error}".split())
+    return entry
+
+
+def _seconds(call: Callable, batches: Sequence[Tokens]) -> float:
+    start = time.perf_counter()
+    embed(call, batches)
+    return time.perf_counter() - start
+
+
+def _everything(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        yield from _held_by(module)
+
+
+def _weights(model: nn.Module, linears: Sequence[str]) -> Iterator[Tensor]:
+    for name in linears:
+        for module in model.get_submodule(name).modules():
+            yield from _held_by(module, without=("bias",))
+
+
+def _held_by(module: nn.Module, without: Sequence[str] = ()) -> Iterator[Tensor]:
+    """A module's own tensors: parameters, buffers, their int8 forms, and where the peers keep theirs."""
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if name not in without:
+            yield tensor
+            for cached in WEIGHTS._views.get(tensor, {}).values():
+                yield from (cached.quantized.codes, cached.quantized.scale)
+    yield from (
+        held for held in vars(getattr(module, "state", module)).values() if type(held) is Tensor
+    )  # bitsandbytes
+    packed = getattr(module, "_packed_params", None)
+    if isinstance(packed, torch._C.ScriptObject):  # quantize_dynamic; its bias counts as zero bytes
+        yield packed.unpack()[0].int_repr()
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind the tensors, each counted once."""
+    storages = [tensor.untyped_storage() for outer in tensors if not is_freed(outer) for tensor in _plain(outer)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
+
+
+def _plain(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors inside a tensor subclass (torchao), or the tensor itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain(getattr(tensor, name))
+
+
+def _inductor(model: nn.Module) -> Callable:
+    return torch.compile(model, dynamic=True)
+
+
+def _bfloat16(model: nn.Module) -> Callable:
+    return _inductor(model.bfloat16())
+
+
+def _int8mixed(**options) -> Callable[[nn.Module], Callable]:
+    return lambda model: torch.compile(model, backend="int8mixed", dynamic=True, options=options)
+
+
+def _bitsandbytes(model: nn.Module) -> nn.Module:
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every cast to float16
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear):
+            shape = (linear.in_features, linear.out_features)
+            replacement = Linear8bitLt(*shape, bias=linear.bias is not None, has_fp16_weights=False, threshold=6.0)
+            replacement.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+            replacement.bias = linear.bias
+            replacement.train(linear.training)  # in training mode it multiplies dequantized weights in float
+            model.set_submodule(name, replacement.to(linear.weight.device))  # .to() is what quantizes
+    return model
+
+
+def _torchao(model: nn.Module) -> Callable:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return _inductor(model)
+
+
+def _quantize_dynamic(model: nn.Module) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
+# The first is what the others' time is measured against.
+CONTESTANTS = (
+    Contestant("float32, eager", lambda model: model),
+    Contestant("float32, Inductor", _inductor),
+    Contestant("bfloat16, Inductor", _bfloat16),
+    Contestant("int8mixed", _int8mixed()),
+    Contestant("int8mixed, free_weights", _int8mixed(free_weights=True)),
+    Contestant("bitsandbytes Linear8bitLt, threshold 6", _bitsandbytes),
+    Contestant("torchao int8 dynamic, Inductor", _torchao),
+    Contestant("torch quantize_dynamic", _quantize_dynamic),
+)

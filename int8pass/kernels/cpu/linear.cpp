@@ -1,0 +1,316 @@
+// LLM.int8() on the CPU as two ops a Linear:
+//   cpu_quantize  one or two passes over x: outlier columns, row scales, codes (unsigned, zero point 128)
+//   cpu_linear    blocked int8 GEMM whose int32 tiles stay in cache, dequantized with bias and outliers in one store
+//
+// Weights come packed as [N/64][K/4][64][4] (int8, zero-padded): the VNNI layout, in which one feature's weights over
+// 64 outputs share 256 bytes, so that outlier columns are cheap to read. The product of unsigned codes is
+// acc - 128 * sum(weights), and stays exact in int32 while K * 255 * 127 < 2^31.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/native/CPUBlas.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kBlockN = 64;       // columns of one packed weight block
+constexpr int64_t kBlockM = 32;       // rows of one int32 tile: 32 x 64 x 4 bytes stay in L1
+constexpr int64_t kFewOutliers = 64;  // above this a separate float GEMM is faster than the epilogue's loop
+constexpr float kInt8Max = 127.0f;
+constexpr int32_t kZeroPoint = 128;
+
+// |x| as ordered bits: a NaN sorts above infinity, so a maximum over them never hides it
+inline uint32_t magnitude_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits & 0x7fffffffu;
+}
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <typename T>
+inline void to_float(const T* __restrict x, float* __restrict out, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) out[k] = static_cast<float>(x[k]);
+}
+
+inline uint32_t max_bits(const float* __restrict x, int64_t count) {
+  uint32_t most = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const uint32_t bits = magnitude_bits(x[k]);
+    most = bits > most ? bits : most;
+  }
+  return most;
+}
+
+inline void mark_outliers(const float* __restrict x, uint8_t* __restrict outlier, float threshold, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) outlier[k] |= static_cast<uint8_t>(std::fabs(x[k]) >= threshold);
+}
+
+inline float scale_from(uint32_t bits) {
+  const float scale = from_bits(bits) / kInt8Max;
+  if (std::isinf(scale)) return std::numeric_limits<float>::quiet_NaN();
+  return scale < std::numeric_limits<float>::min() ? 0.0f : scale;
+}
+
+inline void quantize_row(const float* __restrict x, float scale, uint8_t* __restrict codes, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    float code = std::nearbyint(x[k] / scale);
+    code = code > kInt8Max ? kInt8Max : code;
+    code = code < -kInt8Max ? -kInt8Max : code;
+    codes[k] = static_cast<uint8_t>(static_cast<int32_t>(code) + kZeroPoint);
+  }
+}
+
+// Outliers count for nothing in the row's scale and have code 0: both follow from a 0 in their place
+inline void zero_outliers(float* x, const std::vector<int64_t>& columns, float threshold, bool per_token) {
+  for (const int64_t k : columns)
+    if (!per_token || std::fabs(x[k]) >= threshold) x[k] = 0.0f;
+}
+
+std::vector<int64_t> marked(const uint8_t* mask, int64_t count) {
+  std::vector<int64_t> columns;
+  for (int64_t k = 0; k < count; ++k)
+    if (mask[k]) columns.push_back(k);
+  return columns;
+}
+
+struct QuantizePlan {
+  int64_t rows, width, padded;
+  float threshold;
+  bool per_token;
+};
+
+template <typename T>
+void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, const QuantizePlan& plan) {
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(plan.width, 1));
+  const bool detect = plan.threshold > 0.0f;
+  std::vector<uint32_t> most(plan.rows);
+  std::mutex merge;
+  at::parallel_for(0, plan.rows, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(plan.width);
+    std::vector<uint8_t> seen;
+    for (int64_t m = begin; m < end; ++m) {
+      to_float(x + m * plan.width, row.data(), plan.width);
+      most[m] = max_bits(row.data(), plan.width);
+      if (detect && most[m] >= magnitude_bits(plan.threshold)) {
+        seen.resize(plan.width, 0);
+        mark_outliers(row.data(), seen.data(), plan.threshold, plan.width);
+      }
+    }
+    if (!seen.empty()) {
+      std::lock_guard<std::mutex> guard(merge);
+      for (int64_t k = 0; k < plan.width; ++k) outliers[k] |= seen[k];
+    }
+  });
+  const std::vector<int64_t> columns = detect ? marked(outliers, plan.width) : std::vector<int64_t>();
+  at::parallel_for(0, plan.rows, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(plan.width);
+    for (int64_t m = begin; m < end; ++m) {
+      to_float(x + m * plan.width, row.data(), plan.width);
+      if (!columns.empty()) {
+        zero_outliers(row.data(), columns, plan.threshold, plan.per_token);
+        most[m] = max_bits(row.data(), plan.width);
+      }
+      scale[m] = scale_from(most[m]);
+      uint8_t* target = codes + m * plan.padded;
+      if (scale[m] > 0.0f) quantize_row(row.data(), scale[m], target, plan.width);
+      else std::memset(target, kZeroPoint, plan.width);
+      std::memset(target + plan.width, kZeroPoint, plan.padded - plan.width);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double threshold, bool per_token) {
+  const Tensor input = x.contiguous();
+  const int64_t width = input.size(-1), rows = width ? input.numel() / width : 0;
+  const int64_t padded = (width + 3) / 4 * 4;
+  auto shape = input.sizes().vec();
+  shape.back() = padded;
+  Tensor codes = at::empty(shape, input.options().dtype(at::kByte));
+  shape.pop_back();
+  Tensor scale = at::empty(shape, input.options().dtype(at::kFloat));
+  Tensor outliers = at::zeros({width}, input.options().dtype(at::kBool));
+  const QuantizePlan plan{rows, width, padded, static_cast<float>(threshold), per_token};
+  auto run = [&](const auto* data) {
+    quantize_rows(data, codes.data_ptr<uint8_t>(), scale.data_ptr<float>(),
+                  reinterpret_cast<uint8_t*>(outliers.data_ptr<bool>()), plan);
+  };
+  if (input.scalar_type() == at::kFloat) run(input.const_data_ptr<float>());
+  else if (input.scalar_type() == at::kBFloat16) run(input.const_data_ptr<at::BFloat16>());
+  else if (input.scalar_type() == at::kHalf) run(input.const_data_ptr<at::Half>());
+  else TORCH_CHECK(false, "cpu_quantize: x must be float32, bfloat16 or float16, not ", input.scalar_type());
+  return {codes, scale, outliers};
+}
+
+
+template <typename T>
+void gather_original(const T* weight, int64_t outputs, int64_t row_stride, int64_t column_stride, int64_t width_out,
+                     const std::vector<int64_t>& columns, float* out) {
+  at::parallel_for(0, outputs, 512, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n)
+      for (size_t j = 0; j < columns.size(); ++j)
+        out[j * width_out + n] = static_cast<float>(weight[n * row_stride + columns[j] * column_stride]);
+  });
+}
+
+void gather_packed(const int8_t* packed, const float* weight_scale, int64_t outputs, int64_t padded, int64_t width_out,
+                   const std::vector<int64_t>& columns, float* out) {
+  for (size_t j = 0; j < columns.size(); ++j) {
+    const int64_t group = columns[j] / 4, lane = columns[j] % 4;
+    for (int64_t start = 0; start < outputs; start += kBlockN) {
+      const int8_t* block = packed + start * padded + group * kBlockN * 4 + lane;
+      const int64_t count = std::min(kBlockN, outputs - start);
+      for (int64_t n = 0; n < count; ++n)
+        out[j * width_out + start + n] = static_cast<float>(block[n * 4]) * weight_scale[start + n];
+    }
+  }
+}
+
+// x at the outlier columns, row by row: [M, J], in float; with per_token, entries under the threshold are 0
+template <typename T>
+void gather_inputs(const T* x, int64_t rows, int64_t width, const std::vector<int64_t>& columns, bool per_token,
+                   float threshold, float* out) {
+  for (int64_t m = 0; m < rows; ++m)
+    for (size_t j = 0; j < columns.size(); ++j) {
+      const float value = static_cast<float>(x[m * width + columns[j]]);
+      out[m * columns.size() + j] = !per_token || std::fabs(value) >= threshold ? value : 0.0f;
+    }
+}
+
+struct Epilogue {
+  const int32_t* offset;      // 128 * sum of each output's codes
+  const float* weight_scale;  // [N]
+  const float* bias;          // [N] or null
+  const float* input_scale;   // [M]
+  const float* inputs;        // [M, J]
+  const float* weights;       // [J, width_out]
+  const float* product;       // [M, N], the outlier product where J is large, or null
+  int64_t outliers, width_out, outputs;
+};
+
+inline void finish_row(const int32_t* __restrict sums, float* __restrict y, int64_t m, int64_t start, int64_t count,
+                       const Epilogue& e) {
+  const float scale = e.input_scale[m];
+  const int32_t* __restrict offset = e.offset + start;
+  const float* __restrict weight_scale = e.weight_scale + start;
+  for (int64_t n = 0; n < count; ++n) y[n] = static_cast<float>(sums[n] - offset[n]) * weight_scale[n] * scale;
+  for (int64_t j = 0; j < e.outliers; ++j) {
+    const float value = e.inputs[m * e.outliers + j];
+    const float* __restrict weight = e.weights + j * e.width_out + start;
+    for (int64_t n = 0; n < count; ++n) y[n] += value * weight[n];
+  }
+  if (e.product)
+    for (int64_t n = 0; n < count; ++n) y[n] += e.product[m * e.outputs + start + n];
+  if (e.bias)
+    for (int64_t n = 0; n < count; ++n) y[n] += e.bias[start + n];
+}
+
+template <typename T>
+inline void store_row(const float* __restrict y, T* __restrict out, int64_t count) {
+  for (int64_t n = 0; n < count; ++n) out[n] = static_cast<T>(y[n]);
+}
+
+template <typename T>
+void multiply(const uint8_t* codes, const int8_t* packed, T* out, int64_t rows, int64_t padded, const Epilogue& e) {
+  const int64_t row_blocks = (rows + kBlockM - 1) / kBlockM, column_blocks = (e.outputs + kBlockN - 1) / kBlockN;
+  // neighbouring tasks share a weight block, which stays in L2 while the rows pass by
+  at::parallel_for(0, row_blocks * column_blocks, 1, [&](int64_t begin, int64_t end) {
+    alignas(64) int32_t tile[kBlockM * kBlockN];
+    alignas(64) float y[kBlockN];
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task % row_blocks * kBlockM, start = task / row_blocks * kBlockN;
+      const int64_t count_m = std::min(kBlockM, rows - first), count_n = std::min(kBlockN, e.outputs - start);
+      at::native::cpublas::brgemm(count_m, kBlockN, padded, padded, kBlockN, kBlockN, false, codes + first * padded,
+                                  reinterpret_cast<const signed char*>(packed + start * padded), tile, true);
+      for (int64_t m = 0; m < count_m; ++m) {
+        finish_row(tile + m * kBlockN, y, first + m, start, count_n, e);
+        store_row(y, out + (first + m) * e.outputs + start, count_n);
+      }
+    }
+    at::native::cpublas::brgemm_release(true);
+  });
+}
+
+template <typename Function>
+void with_type(const Tensor& tensor, Function&& function) {
+  if (tensor.scalar_type() == at::kFloat) function(tensor.data_ptr<float>());
+  else if (tensor.scalar_type() == at::kBFloat16) function(tensor.data_ptr<at::BFloat16>());
+  else if (tensor.scalar_type() == at::kHalf) function(tensor.data_ptr<at::Half>());
+  else TORCH_CHECK(false, "cpu_linear: expected float32, bfloat16 or float16, not ", tensor.scalar_type());
+}
+
+Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, const Tensor& outliers,
+                  const Tensor& packed, const Tensor& offset, const Tensor& weight_scale,
+                  const std::optional<Tensor>& bias, const std::optional<Tensor>& weight, double threshold,
+                  bool per_token, at::ScalarType dtype) {
+  const Tensor input = x.contiguous();
+  const int64_t padded = codes.size(-1), outputs = weight_scale.numel(), width = input.size(-1);
+  const int64_t rows = scale.numel();
+  auto shape = input.sizes().vec();
+  shape.back() = outputs;
+  Tensor out = at::empty(shape, input.options().dtype(dtype));
+  if (out.numel() == 0) return out;
+
+  const auto* mask = reinterpret_cast<const uint8_t*>(outliers.const_data_ptr<bool>());
+  const std::vector<int64_t> columns = marked(mask, outliers.numel());
+  const int64_t count = static_cast<int64_t>(columns.size());
+  const int64_t width_out = (outputs + kBlockN - 1) / kBlockN * kBlockN;
+  Tensor inputs, weights, product;
+  if (count > 0) {
+    inputs = at::empty({rows, count}, input.options().dtype(at::kFloat));
+    weights = at::empty({count, width_out}, input.options().dtype(at::kFloat));
+    float* weight_rows = weights.data_ptr<float>();
+    with_type(input, [&](auto* data) {
+      gather_inputs(data, rows, width, columns, per_token, static_cast<float>(threshold), inputs.data_ptr<float>());
+    });
+    if (weight.has_value())
+      with_type(*weight, [&](auto* data) {
+        gather_original(data, outputs, weight->stride(0), weight->stride(1), width_out, columns, weight_rows);
+      });
+    else
+      gather_packed(packed.const_data_ptr<int8_t>(), weight_scale.const_data_ptr<float>(), outputs, padded, width_out,
+                    columns, weight_rows);
+    if (count > kFewOutliers) product = at::mm(inputs, weights.narrow(1, 0, outputs)).contiguous();
+  }
+  const Tensor bias_float = bias.has_value() ? bias->to(at::kFloat).contiguous() : Tensor();
+  const Epilogue epilogue{offset.const_data_ptr<int32_t>(),
+                          weight_scale.const_data_ptr<float>(),
+                          bias_float.defined() ? bias_float.const_data_ptr<float>() : nullptr,
+                          scale.const_data_ptr<float>(),
+                          inputs.defined() ? inputs.const_data_ptr<float>() : nullptr,
+                          weights.defined() ? weights.const_data_ptr<float>() : nullptr,
+                          product.defined() ? product.const_data_ptr<float>() : nullptr,
+                          product.defined() ? 0 : count,
+                          width_out,
+                          outputs};
+  with_type(out, [&](auto* data) {
+    multiply(codes.const_data_ptr<uint8_t>(), packed.const_data_ptr<int8_t>(), data, rows, padded, epilogue);
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(int8pass, CPU, library) {
+  library.impl("cpu_quantize", &cpu_quantize);
+  library.impl("cpu_linear", &cpu_linear);
+}
