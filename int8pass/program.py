@@ -138,6 +138,11 @@ class Program:
         self.weight_inputs[node.name] = wanted
         return node
 
+    def remove_weight_input(self, node: fx.Node) -> None:
+        """Remove an input that `weight_input` added and that nothing reads any more."""
+        del self.weight_inputs[node.name]
+        self.graph.erase_node(node)
+
     def _new_placeholder(self, name: str, after: list[fx.Node]) -> fx.Node:
         anchor = after[-1].next if after else next(iter(self.graph.nodes))
         with self.graph.inserting_before(anchor):

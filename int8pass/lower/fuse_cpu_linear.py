@@ -51,6 +51,8 @@ def fuse_cpu_linear(program: Program) -> int:
             shared[match.quantize] = _quantize(match)
     for match in found:
         replace(match.dequantize, _linear(program, match, shared[match.quantize]))
+        if not match.codes.users:
+            program.remove_weight_input(match.codes)
     return len(found)
 
 

@@ -1,0 +1,145 @@
+"""The fused CPU kernel against the float64 reference."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from int8pass.kernels.cpu import fused
+from int8pass.kernels.cpu.packing import code_offset, pack, packed_shape, unpack
+from int8pass.weights import QuantizedWeight, quantize_weight
+from tests import reference
+
+pytestmark = pytest.mark.skipif(not fused.is_available(), reason="the fused kernel needs a compiler and VNNI or AMX")
+
+EPSILON = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+SHAPES = [(1, 64, 64), (3, 70, 33), (40, 129, 200), (5, 1, 1), (33, 384, 130), (65, 1027, 65)]
+
+
+def planted(rows: int, columns: int, dtype: torch.dtype, outliers: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rows * 1000 + columns)
+    x = torch.randn(rows, columns, generator=generator)
+    x[:, torch.randperm(columns, generator=generator)[:outliers]] *= 20.0
+    return x.to(dtype)
+
+
+def run(x, weight, bias, threshold, outliers, original):
+    quantized = quantize_weight(weight)
+    per_token = outliers == "token"
+    codes, scale, mask = fused.cpu_quantize(x, threshold, per_token)
+    kept = weight if original else None
+    rest = (quantized.packed, quantized.offset, quantized.scale, bias, kept, threshold, per_token, x.dtype)
+    return fused.cpu_linear(x, codes, scale, mask, *rest), codes, scale, mask
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().numpy()
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("outliers", ["column", "token"])
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 6.0])
+@pytest.mark.parametrize("original", [True, False])
+def test_equals_the_reference(dtype, shape, outliers, threshold, original):
+    rows, columns, outputs = shape
+    x, weight = planted(rows, columns, dtype), planted(outputs, columns, dtype, outliers=0)
+    bias = planted(1, outputs, dtype)[0]
+    y, codes, scale, _ = run(x, weight, bias, threshold, outliers, original)
+
+    expected_codes, expected_scale, _ = reference.quantize_activation(as_array(x), threshold, outliers)
+    assert np.array_equal(codes.numpy()[:, :columns].astype(np.int32) - 128, expected_codes)
+    assert np.array_equal(scale.numpy(), expected_scale)
+
+    kind = "original" if original else "dequantized"
+    expected, magnitude = reference.linear(
+        as_array(x), as_array(weight), as_array(bias), threshold=threshold, outliers=outliers, outlier_weights=kind
+    )
+    error = np.abs(y.double().numpy() - expected)
+    assert (error <= reference.tolerance(expected, magnitude, columns, EPSILON[dtype])).all()
+
+
+@pytest.mark.parametrize("outliers", ["column", "token"])
+def test_nan_and_infinity_are_not_hidden(outliers):
+    x, weight = planted(6, 96, torch.float32, outliers=0), planted(40, 96, torch.float32, outliers=0)
+    x[1, 5], x[3, 7], x[4, 9] = float("nan"), float("inf"), 1e-42
+    x[5] = 0.0
+    y = run(x, weight, None, 6.0, outliers, original=True)[0]
+    assert y[1].isnan().all()
+    assert torch.equal(y[3].isinf(), torch.ones(40, dtype=torch.bool))
+    assert torch.equal(y[3].sign(), weight[:, 7].sign())
+    assert y[[0, 2, 4]].isfinite().all()
+    assert torch.equal(y[5], torch.zeros(40))
+    assert run(x, weight, None, 0.0, outliers, original=True)[0][3].isnan().all()
+
+
+def test_every_feature_an_outlier():
+    x, weight = planted(9, 200, torch.float32), planted(70, 200, torch.float32)
+    y = run(x, weight, None, 1e-6, "column", original=True)[0]
+    torch.testing.assert_close(y, x @ weight.t(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17, 33, 128])
+@pytest.mark.parametrize("columns", [64, 257, 4096])
+def test_extreme_codes_are_exact(rows, columns):
+    generator = torch.Generator().manual_seed(rows + columns)
+    sign = lambda *shape: torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0  # noqa: E731
+    x, weight = sign(rows, columns) * 127.0, sign(65, columns) * 127.0
+    weight[0], x[0] = 127.0, 127.0
+    y = run(x, weight, None, 0.0, "column", original=False)[0]
+    assert torch.equal(y.double(), x.double() @ weight.double().t())
+
+
+@pytest.mark.parametrize("shape", [(0, 16), (2, 0, 16), (16,), (2, 3, 16)])
+def test_any_rank_and_empty(shape):
+    x, weight = torch.randn(shape), torch.randn(5, 16)
+    y = run(x, weight, None, 6.0, "column", original=True)[0]
+    assert y.shape == (*shape[:-1], 5)
+    torch.testing.assert_close(y, x @ weight.t(), rtol=0.1, atol=0.15)
+
+
+def test_strided_input_and_transposed_weight():
+    x, stored = torch.randn(16, 6)[:, ::2].t(), torch.randn(16, 24)
+    x = x * 4
+    y = run(x, stored.t(), None, 6.0, "column", original=True)[0]
+    contiguous = run(x.contiguous(), stored.t().contiguous(), None, 6.0, "column", original=True)[0]
+    assert torch.equal(y, contiguous)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (64, 4), (65, 5), (130, 63)])
+def test_packing_loses_nothing(shape):
+    codes = torch.randint(-127, 128, shape, dtype=torch.int8)
+    packed = pack(codes)
+    assert packed.shape == packed_shape(*shape)
+    assert torch.equal(unpack(packed, *shape), codes)
+    assert torch.equal(code_offset(codes).long(), 128 * codes.long().sum(1))
+
+
+def test_a_packed_weight_is_held_once():
+    quantized = QuantizedWeight(torch.ones((128, 64), dtype=torch.int8), torch.ones(128))
+    before = quantized.nbytes
+    _ = quantized.packed
+    assert quantized.nbytes == before + 128 * 4
+    assert torch.equal(quantized.codes, torch.ones((128, 64), dtype=torch.int8))
+
+
+def test_ops_pass_opcheck():
+    x, weight = planted(5, 66, torch.bfloat16), planted(33, 66, torch.bfloat16)
+    quantized = quantize_weight(weight)
+    torch.library.opcheck(fused.cpu_quantize, (x, 6.0, True))
+    arguments = (quantized.packed, quantized.offset, quantized.scale, None, weight, 6.0, False, torch.bfloat16)
+    torch.library.opcheck(fused.cpu_linear, (x, *fused.cpu_quantize(x, 6.0, False), *arguments))
+
+
+@pytest.mark.parametrize(("instructions", "available"), [("AVX512_CORE", "False"), ("AVX2", "False")])
+def test_refused_where_sums_would_saturate(instructions, available):
+    program = (
+        "import logging; logging.basicConfig(); from int8pass.kernels.cpu import fused; print(fused.is_available())"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == available
+    assert "the fused CPU kernel is not used" in done.stderr
