@@ -1,21 +1,23 @@
 """The torch.compile backend: capture, passes, lowering, and the call that feeds the int8 weights in."""
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from int8pass import pipeline
-from int8pass.capture import program_from_dynamo
+from int8pass.binding import InputBinding
+from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.config import Int8MixedConfig
-from int8pass.errors import FreedWeightError
 from int8pass.inspection.dump import Dump
 from int8pass.notices import warn_where_nothing_happened
-from int8pass.program import Program
-from int8pass.torch_private import mark_added_input
-from int8pass.weight_expression import WeightExpression
-from int8pass.weights import WEIGHTS, CachedWeight, QuantizedWeight, is_freed
+from int8pass.passes.select_linear import name_refusal
+from int8pass.program import ModuleTensor, Program
+from int8pass.torch_private import compiled_module
+
+logger = logging.getLogger(__name__)
 
 
 def int8mixed(
@@ -31,76 +33,62 @@ def int8mixed(
     Returns a callable over the same inputs. Raises ConfigError, FreedWeightError, CompilerNotFoundError.
     """
     config = Int8MixedConfig.from_options(options, mode=mode)
-    tap = Dump.for_config(config.dump_dir)
-    program = pipeline.run(program_from_dynamo(graph_module, example_inputs, config), tap)
+    names = ModuleNames(compiled_module())
+    program = program_from_dynamo(graph_module, example_inputs, config, names)
+    run = _compile(program, example_inputs, config.lowering)
+    weights = {program.input_names.index(root): program.tensors[root].tensor for root in program.linear_inputs}
+    return DecisionGuard(graph_module, config, names, run, weights)
+
+
+def _compile(program: Program, example_inputs: list, lowering_name: str) -> Callable:
+    tap = Dump.for_config(program.config.dump_dir)
+    pipeline.run(program, tap)
     warn_where_nothing_happened(program)
-    lowering = importlib.import_module(f"int8pass.lower.{config.lowering}")
+    lowering = importlib.import_module(f"int8pass.lower.{lowering_name}")
     lowering.rewrite(program, tap)
     inputs = InputBinding(program, example_inputs)
     run = lowering.lower(program, inputs.example_inputs)
     return lambda *args: run(*inputs(args))
 
 
-class InputBinding:
-    """Turns the flat inputs of Dynamo's graph into those of the rewritten one, whose weights are int8.
+class DecisionGuard:
+    """Runs a compiled graph, and keeps to each layer's own decision where layers share the graph.
 
-    Weights are looked up at every call by the identity of the tensor that was passed, so that a changed weight, or
-    another layer that shares this compiled graph, gets its own int8 form.
+    Dynamo may call one graph with the weights of several layers, while `skip_modules` and tied embeddings decide by
+    layer. Weights with other decisions than those the graph was compiled for get a variant of it, run op by op.
     """
 
-    def __init__(self, program: Program, example_inputs: list) -> None:
-        graph = program.graph
-        positions = {name: position for position, name in enumerate(program.input_names)}
-        _drop_unread_weights(program)
-        added = {name: node for name, node in _placeholders(graph).items() if name in program.weight_inputs}
-        for node in added.values():
-            mark_added_input(node)
-        program.graph_module.recompile()
-        self._kept = [positions[name] for name in _placeholders(graph) if name not in added]
-        wanted = [program.weight_inputs[name] for name in added]
-        expressions = list(dict.fromkeys(item.expression for item in wanted))
-        self._weights = [_Weight(program, expression, positions) for expression in expressions]
-        self._fields = [(expressions.index(item.expression), item.field) for item in wanted]
-        self.example_inputs = [example_inputs[position] for position in self._kept]
-        self.example_inputs += [node.meta["val"] for node in added.values()]
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        config: Int8MixedConfig,
+        names: ModuleNames,
+        run: Callable,
+        weights: dict[int, Tensor],
+    ) -> None:
+        self._graph_module = graph_module
+        self._config = config
+        self._names = names
+        self._positions = tuple(weights)
+        self._ids = tuple(map(id, weights.values()))
+        self._runs = {self._refusals(tuple(weights.values())): run}
+        self._run = run
 
-    def __call__(self, args: tuple) -> list:
-        quantized = [weight.quantized(args) for weight in self._weights]
-        added = [getattr(quantized[weight], field) for weight, field in self._fields]
-        return [args[position] for position in self._kept] + added
+    def __call__(self, *args: Any) -> Any:
+        if self._ids != tuple(id(args[position]) for position in self._positions):
+            self._switch(args)
+        return self._run(*args)
 
+    def _switch(self, args: tuple) -> None:
+        weights = tuple(args[position] for position in self._positions)
+        refusals = self._refusals(weights)
+        if refusals not in self._runs:
+            logger.warning("layers that share a compiled graph differ in what is skipped: one of them runs op by op")
+            program = program_from_dynamo(self._graph_module, list(args), self._config, self._names)
+            self._runs[refusals] = _compile(program, list(args), "eager")
+        self._run = self._runs[refusals]
+        self._ids = tuple(map(id, weights))
 
-class _Weight:
-    """One int8 weight that a compiled graph needs, made from a float tensor among the graph's arguments."""
-
-    def __init__(self, program: Program, expression: WeightExpression, positions: dict[str, int]) -> None:
-        self._expression = expression
-        self._position = positions.get(expression.root)
-        self._attribute = program.tensors[expression.root].tensor if self._position is None else None
-        self._last: CachedWeight | None = None
-
-    def quantized(self, args: tuple) -> QuantizedWeight:
-        tensor = self._attribute if self._position is None else args[self._position]
-        if self._last is None or not self._last.serves(tensor):
-            self._last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
-        return self._last.quantized
-
-
-def _drop_unread_weights(program: Program) -> None:
-    """Remove the inputs and attributes of weights, float or int8, that nothing reads any more.
-
-    Raises FreedWeightError where something still reads a freed one: a skipped Linear, or the original outlier columns.
-    """
-    for node in list(program.graph.nodes):
-        source = program.tensors.get(node.name)
-        if source is not None and node.users and is_freed(source.tensor):
-            reader = next(iter(node.users)).name
-            raise FreedWeightError(f"{source.name} was released by free_weights=True, and {reader} still reads it")
-        if not node.users and (source is not None or node.name in program.weight_inputs):
-            program.graph.erase_node(node)
-            if node.op == "get_attr":  # Inductor would keep it, and fail on a freed one
-                delattr(program.graph_module, node.target)
-
-
-def _placeholders(graph: fx.Graph) -> dict[str, fx.Node]:
-    return {node.name: node for node in graph.find_nodes(op="placeholder")}
+    def _refusals(self, weights: tuple[Tensor, ...]) -> tuple[str, ...]:
+        sources = (ModuleTensor(self._names.of(weight), weight) for weight in weights)
+        return tuple(name_refusal(self._config, source, self._names.embeddings) for source in sources)

@@ -8,17 +8,26 @@ from int8pass.config import Int8MixedConfig
 from int8pass.program import ModuleTensor, Program
 
 
-def program_from_dynamo(graph_module: fx.GraphModule, example_inputs: list, config: Int8MixedConfig) -> Program:
+class ModuleNames:
+    """Dotted names of a module's parameters and buffers, by identity, and the addresses of its embedding tables."""
+
+    def __init__(self, root: nn.Module | None) -> None:
+        named = () if root is None else (*root.named_buffers(), *root.named_parameters())
+        self._names = {id(tensor): name for name, tensor in named}
+        self.embeddings = frozenset() if root is None else embedding_addresses(root)
+
+    def of(self, tensor: Tensor, default: str = "") -> str:
+        """The name of a tensor, of a tied one the first; `default` for one that is not the module's."""
+        return self._names.get(id(tensor), default)
+
+
+def program_from_dynamo(
+    graph_module: fx.GraphModule, example_inputs: list, config: Int8MixedConfig, names: ModuleNames
+) -> Program:
     """Wrap a copy of a Dynamo graph. example_inputs: the real inputs, parameters among them, in placeholder order."""
     copied = copy_graph(graph_module)
-    root = torch_private.compiled_module()
-    return Program(
-        graph_module=copied,
-        tensors=_module_tensors(copied, example_inputs, root),
-        config=config,
-        grad_enabled=torch.is_grad_enabled(),
-        embeddings=embedding_addresses(root) if root is not None else frozenset(),
-    )
+    tensors = _module_tensors(copied, example_inputs, names)
+    return Program(copied, tensors, config, grad_enabled=torch.is_grad_enabled(), embeddings=names.embeddings)
 
 
 def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -37,17 +46,16 @@ def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
     return copied
 
 
-def _module_tensors(graph_module: fx.GraphModule, inputs: list, root: nn.Module | None) -> dict[str, ModuleTensor]:
-    names = names_by_identity(root) if root is not None else {}
+def _module_tensors(graph_module: fx.GraphModule, inputs: list, names: ModuleNames) -> dict[str, ModuleTensor]:
     found = {}
     for node, value in zip(graph_module.graph.find_nodes(op="placeholder"), inputs, strict=True):
         name = torch_private.module_attribute(torch_private.source_name(node))
         if isinstance(value, Tensor) and (name or isinstance(value, nn.Parameter)):
-            found[node.name] = ModuleTensor(names.get(id(value), name or node.name), value)
+            found[node.name] = ModuleTensor(names.of(value, name or node.name), value)
     for node in graph_module.graph.find_nodes(op="get_attr"):  # Inductor's freezing, prepared before tracing
         value = _attribute(graph_module, node.target)
         if isinstance(value, Tensor):
-            found[node.name] = ModuleTensor(names.get(id(value), node.target), value)
+            found[node.name] = ModuleTensor(names.of(value, node.target), value)
     return found
 
 
@@ -55,11 +63,6 @@ def _attribute(module: nn.Module, target: str) -> object:
     for part in target.split("."):
         module = getattr(module, part)
     return module
-
-
-def names_by_identity(root: nn.Module) -> dict[int, str]:
-    """Dotted names of a module's parameters and buffers, by id; of a tied one, the first name."""
-    return {id(tensor): name for name, tensor in (*root.named_buffers(), *root.named_parameters())}
 
 
 def embedding_addresses(root: nn.Module) -> frozenset[int]:

@@ -26,6 +26,7 @@ _COLUMNS_SHOWN = 12
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,  # an unexpected error shows Python's own traceback
     help="LLM.int8() as a compiler pass: what it does to a model, as a report or as the graphs themselves.",
 )
@@ -194,12 +195,13 @@ def _print_report(result: Report) -> None:
 
 
 def _table(result: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
-    table.add_column("module", overflow="fold", min_width=24)
-    for name in ("weight", "decision", "outlier columns"):
-        table.add_column(name, overflow="fold")
-    for name in ("SNR dB", "MB before", "MB after"):
-        table.add_column(name, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("module", overflow="fold")
+    table.add_column("weight", no_wrap=True)
+    table.add_column("decision", overflow="fold")
+    table.add_column("outliers", overflow="fold")
+    for name in ("SNR dB", "MB float", "MB int8"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         table.add_row(*_cells(row))
     return table

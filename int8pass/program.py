@@ -56,6 +56,11 @@ class Decision:
     int8_bytes: int = 0
 
     @property
+    def linear_inputs(self) -> list[str]:
+        """The graph inputs, as captured, that Linear-like nodes read their weights from."""
+        return [name for name in self.input_names if name in self.linear_roots]
+
+    @property
     def labels(self) -> dict[str, str]:
         """What stands behind each input, in words, for dumps."""
         labels = {name: f"weight '{bound.name}'" for name, bound in self.tensors.items()}
@@ -83,7 +88,8 @@ class Program:
 
     weight_inputs: graph inputs that the pass added; linears: canonical Linears still to be rewritten, with the view
     each reads its weight through; grad_enabled: grad mode where the graph starts; embeddings: data pointers of
-    embedding tables known from outside the graph; input_names: the graph's inputs as they were captured.
+    embedding tables known from outside the graph; linear_roots: the inputs that
+    decisions were about; input_names: the graph's inputs as they were captured.
     """
 
     graph_module: fx.GraphModule
@@ -94,6 +100,7 @@ class Program:
     linears: dict[fx.Node, WeightExpression] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
     weight_inputs: dict[str, WeightInput] = field(default_factory=dict)
+    linear_roots: set[str] = field(default_factory=set)
     input_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -102,6 +109,11 @@ class Program:
     @property
     def graph(self) -> fx.Graph:
         return self.graph_module.graph
+
+    @property
+    def linear_inputs(self) -> list[str]:
+        """The graph inputs, as captured, that Linear-like nodes read their weights from."""
+        return [name for name in self.input_names if name in self.linear_roots]
 
     @property
     def labels(self) -> dict[str, str]:
@@ -165,6 +177,7 @@ class Program:
 
     def _decide(self, node: fx.Node, expression: WeightExpression | None, reason: str, int8_bytes: int = 0) -> None:
         source = self.tensors.get(expression.root) if expression else None
+        self.linear_roots |= {expression.root} if expression else set()
         weight = value_of(node.args[1]) if source and is_canonical_linear(node) else source and source.tensor
         decision = Decision(
             node=node.name,

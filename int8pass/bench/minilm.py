@@ -68,6 +68,12 @@ def load() -> MiniLM:
     return MiniLM(model.float().eval().requires_grad_(False), tokenizer)
 
 
+def example() -> tuple[nn.Module, tuple, Tokens]:
+    """The model and a batch of 16 sentences: `int8pass report int8pass.bench.minilm:example`."""
+    lm = load()
+    return lm.model, (), lm.tokens(sentences(BATCH_SIZE))
+
+
 def sentences(count: int = 128) -> list[str]:
     """The first `count` sentences of SOURCE_MODULES, without repeats. Raises ValueError where there are fewer."""
     turns = itertools.zip_longest(*map(_module_sentences, SOURCE_MODULES))

@@ -114,12 +114,10 @@ def _weights(model: nn.Module, linears: Sequence[str]) -> Iterator[Tensor]:
 
 
 def _held_by(module: nn.Module, without: Sequence[str] = ()) -> Iterator[Tensor]:
-    """A module's own tensors: parameters, buffers, their int8 forms, and where the peers keep theirs."""
+    """A module's own tensors: parameters, buffers, and where the peers keep theirs."""
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if name not in without:
             yield tensor
-            for cached in WEIGHTS._views.get(tensor, {}).values():
-                yield from (cached.quantized.codes, cached.quantized.scale)
     yield from (
         held for held in vars(getattr(module, "state", module)).values() if type(held) is Tensor
     )  # bitsandbytes
@@ -129,9 +127,11 @@ def _held_by(module: nn.Module, without: Sequence[str] = ()) -> Iterator[Tensor]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind the tensors, each counted once."""
-    storages = [tensor.untyped_storage() for outer in tensors if not is_freed(outer) for tensor in _plain(outer)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
+    """Bytes of the storages behind the tensors, each counted once, and of the int8 forms that int8pass holds of them."""
+    found = list(tensors)
+    int8 = [cached.quantized.nbytes for tensor in found for cached in WEIGHTS._views.get(tensor, {}).values()]
+    storages = [tensor.untyped_storage() for outer in found if not is_freed(outer) for tensor in _plain(outer)]
+    return sum(int8) + sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
 
 
 def _plain(tensor: Tensor) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from int8pass import ops, pipeline
-from int8pass.capture import program_from_dynamo
+from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.composition import int8_mixed_linear
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CaptureError, WeightError
@@ -140,8 +140,10 @@ def _outlier_columns(x: Tensor, config: Int8MixedConfig) -> set[int]:
 def _run_module(
     model: nn.Module, args: tuple, kwargs: dict, config: Int8MixedConfig, measured: list[Measurement]
 ) -> None:
+    names = ModuleNames(model)
+
     def backend(graph_module: fx.GraphModule, example_inputs: list) -> Measurement:
-        program = program_from_dynamo(graph_module, example_inputs, _without_free(config))
+        program = program_from_dynamo(graph_module, example_inputs, _without_free(config), names)
         measurement = Measurement(program, Dump.for_config(config.dump_dir))
         measured.append(measurement)
         return measurement

@@ -1,0 +1,74 @@
+"""The inputs of a compiled graph at each call: int8 weights in place of the float ones that Dynamo passes."""
+
+from torch import fx
+
+from int8pass.errors import FreedWeightError
+from int8pass.program import Program
+from int8pass.torch_private import mark_added_input
+from int8pass.weight_expression import WeightExpression
+from int8pass.weights import WEIGHTS, CachedWeight, QuantizedWeight, is_freed
+
+
+class InputBinding:
+    """Turns the flat inputs of Dynamo's graph into those of the rewritten one, whose weights are int8.
+
+    Weights are looked up at every call by the identity of the tensor that was passed, so that a changed weight, or
+    another layer that shares this compiled graph, gets its own int8 form.
+    """
+
+    def __init__(self, program: Program, example_inputs: list) -> None:
+        graph = program.graph
+        positions = {name: position for position, name in enumerate(program.input_names)}
+        _drop_unread_weights(program)
+        added = {name: node for name, node in _placeholders(graph).items() if name in program.weight_inputs}
+        for node in added.values():
+            mark_added_input(node)
+        program.graph_module.recompile()
+        self._kept = [positions[name] for name in _placeholders(graph) if name not in added]
+        wanted = [program.weight_inputs[name] for name in added]
+        expressions = list(dict.fromkeys(item.expression for item in wanted))
+        self._weights = [_Weight(program, expression, positions) for expression in expressions]
+        self._fields = [(expressions.index(item.expression), item.field) for item in wanted]
+        self.example_inputs = [example_inputs[position] for position in self._kept]
+        self.example_inputs += [node.meta["val"] for node in added.values()]
+
+    def __call__(self, args: tuple) -> list:
+        quantized = [weight.quantized(args) for weight in self._weights]
+        added = [getattr(quantized[weight], field) for weight, field in self._fields]
+        return [args[position] for position in self._kept] + added
+
+
+class _Weight:
+    """One int8 weight that a compiled graph needs, made from a float tensor among the graph's arguments."""
+
+    def __init__(self, program: Program, expression: WeightExpression, positions: dict[str, int]) -> None:
+        self._expression = expression
+        self._position = positions.get(expression.root)
+        self._attribute = program.tensors[expression.root].tensor if self._position is None else None
+        self._last: CachedWeight | None = None
+
+    def quantized(self, args: tuple) -> QuantizedWeight:
+        tensor = self._attribute if self._position is None else args[self._position]
+        if self._last is None or not self._last.serves(tensor):
+            self._last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
+        return self._last.quantized
+
+
+def _drop_unread_weights(program: Program) -> None:
+    """Remove the inputs and attributes of weights, float or int8, that nothing reads any more.
+
+    Raises FreedWeightError where something still reads a freed one: a skipped Linear, or the original outlier columns.
+    """
+    for node in list(program.graph.nodes):
+        source = program.tensors.get(node.name)
+        if source is not None and node.users and is_freed(source.tensor):
+            reader = next(iter(node.users)).name
+            raise FreedWeightError(f"{source.name} was released by free_weights=True, and {reader} still reads it")
+        if not node.users and (source is not None or node.name in program.weight_inputs):
+            program.graph.erase_node(node)
+            if node.op == "get_attr":  # Inductor would keep it, and fail on a freed one
+                delattr(program.graph_module, node.target)
+
+
+def _placeholders(graph: fx.Graph) -> dict[str, fx.Node]:
+    return {node.name: node for node in graph.find_nodes(op="placeholder")}

