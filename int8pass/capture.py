@@ -37,6 +37,7 @@ def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
     output = graph.graph_copy(graph_module.graph, copies)
     graph.output(output)
     for node, copy in copies.items():
+        copy.name = node.name  # fx would rename what is called like a builtin, as torch.export's `input`
         if hasattr(node, "_dynamo_source"):
             copy._dynamo_source = node._dynamo_source
     copied = fx.GraphModule(graph_module, graph)

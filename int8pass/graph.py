@@ -1,6 +1,7 @@
 """Reading and writing fx graphs of either dialect, Dynamo's and torch.export's."""
 
 import builtins
+import inspect
 import operator
 import re
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ def operation(node: fx.Node) -> str:
 
 def is_torch_call(node: fx.Node) -> bool:
     """Whether a call is PyTorch's own: not a custom op or a user's function that happens to bear the same name."""
-    if isinstance(node.target, torch._ops.OpOverload):
+    if namespace(node):
         return namespace(node) == "aten"
     homes = (torch, torch.nn.functional, torch._C._nn, operator, builtins)
     return node.op == "call_method" or any(getattr(home, operation(node), None) is node.target for home in homes)
@@ -48,7 +49,8 @@ def is_torch_call(node: fx.Node) -> bool:
 def namespace(node: fx.Node) -> str:
     """The library a call node's op belongs to (aten, int8pass, bitsandbytes, ...); empty for Python functions."""
     if isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        name = node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
+        overload = isinstance(node.target, torch._ops.OpOverload)
+        name = node.target._schema.name if overload else node.target._qualified_op_name
         return name.partition("::")[0]
     return ""
 
@@ -57,12 +59,26 @@ def is_mutation(node: fx.Node) -> bool:
     """Whether a call node may write to one of its arguments."""
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
+    if isinstance(node.target, torch._ops.OpOverloadPacket):
+        overloads = (getattr(node.target, name) for name in node.target.overloads())
+        return any(overload._schema.is_mutable for overload in overloads)
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return True
     name = operation(node)
-    in_place_operator = node.target is operator.setitem or name in _IN_PLACE_OPERATORS
+    in_place_operator = node.target is operator.setitem or name.strip("_") in _IN_PLACE_OPERATORS
     trailing_underscore = name.endswith("_") and not name.endswith("__")
-    return in_place_operator or trailing_underscore or "out" in node.kwargs
+    return in_place_operator or trailing_underscore or "out" in node.kwargs or _is_told_to_write(node)
+
+
+def _is_told_to_write(node: fx.Node) -> bool:
+    """Whether a call has `inplace=True`, by name or by position (F.relu(x, True))."""
+    if "inplace" in node.kwargs or node.op != "call_function":
+        return bool(node.kwargs.get("inplace"))
+    try:
+        names = list(inspect.signature(node.target).parameters)
+    except (TypeError, ValueError):  # a builtin: those write only under a name of their own
+        return False
+    return any(name == "inplace" and bool(value) for name, value in zip(names, node.args, strict=False))
 
 
 # iadd, imul, ...: the names whose rest is an operator of its own (__add__, __mul__)

@@ -42,7 +42,7 @@ def _outlier_mask(x, threshold, outliers="column"):
     over = x.to(torch.float32).abs() >= threshold  # in float32: a half would round the threshold
     leading = tuple(range(_rank(x) - 1))
     if outliers == "token":
-        return over
+        return over.contiguous()
     return over.any(leading) if leading else over.clone()
 
 

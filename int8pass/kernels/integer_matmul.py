@@ -23,6 +23,8 @@ def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """Return x @ weight.T exactly. x: int8[M, K]; weight: int8[N, K]. Result: int32[M, N]."""
     if x.numel() == 0 or weight.numel() == 0:
         return x.new_zeros((x.shape[0], weight.shape[0]), dtype=torch.int32)
+    if x.shape[1] == 1:  # torch._int_mm on CPU gives garbage for K = 1
+        return x.to(torch.int32) * weight.t().to(torch.int32)
     if x.device.type == "cpu" and has_exact_int8_instructions():
         return torch._int_mm(x, weight.t())
     return matmul_through_float32(x, weight)

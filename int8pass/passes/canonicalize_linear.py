@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from int8pass.graph import (
+    PROVENANCE,
     insert,
     insert_linear,
     is_canonical_linear,
@@ -27,6 +28,7 @@ from int8pass.graph import (
     value_of,
 )
 from int8pass.passes.einsum_to_linear import einsum_to_linear
+from int8pass.passes.select_linear import kind_refusal
 from int8pass.program import Program, Skip
 
 aten = torch.ops.aten
@@ -52,7 +54,7 @@ def canonicalize_linear(program: Program) -> int:
 
 
 def _canonicalize(program: Program, node: fx.Node, rewrite: Callable) -> None:
-    result = rewrite(program, node)
+    result = Skip(node, "writes to out=") if "out" in node.kwargs else rewrite(program, node)
     if isinstance(result, Skip):
         operands = [program.expression(operand) for operand in node.all_input_nodes]
         program.skip(node, result.reason, next((found for found in operands if found), None))
@@ -129,6 +131,7 @@ _REWRITES: dict[str, Callable] = {
     "matmul": _matmul,
     "__matmul__": _matmul,
     "__rmatmul__": lambda program, node: Skip(node, "reflected matmul"),
+    "imatmul": _matmul,  # `x @= w` binds x anew: tensors have no in-place matmul
     "mm": _matmul,
     "addmm": _addmm,
     "einsum": _einsum,
@@ -138,8 +141,11 @@ _REWRITES: dict[str, Callable] = {
 
 
 def _refuse_weight(program: Program, node: fx.Node, weight: fx.Node) -> Skip | None:
-    if program.expression(weight) is None:
+    expression = program.expression(weight)
+    if expression is None:
         return Skip(node, _why_no_weight(program, weight))
+    if reason := kind_refusal(program.tensors[expression.root]):  # a subclass may override this very spelling
+        return Skip(node, reason)
     rank = value_of(weight).dim()
     if rank == 1:
         return Skip(node, "the weight is a vector, not a matrix")
@@ -184,9 +190,19 @@ def _absorb_bias(linear: fx.Node) -> fx.Node:
     bias = addition.args[1] if addition.args[0] is linear else addition.args[0]
     if not _is_bias(bias, linear) or (is_mutation(addition) and addition.args[0] is not linear):
         return linear
-    with_bias = insert_linear(linear, *linear.args[:2], bias, value=value_of(addition))
+    if _writes_between(linear, addition):
+        return linear
+    with_bias = insert_linear(addition, *linear.args[:2], bias)
+    with_bias.meta.update({key: linear.meta[key] for key in PROVENANCE if key in linear.meta})
     replace(addition, with_bias)
     return with_bias
+
+
+def _writes_between(first: fx.Node, last: fx.Node) -> bool:
+    node = first.next
+    while node is not last and not is_mutation(node):
+        node = node.next
+    return node is not last
 
 
 def _is_bias(bias: object, linear: fx.Node) -> bool:

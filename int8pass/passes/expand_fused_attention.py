@@ -42,7 +42,17 @@ def _expand(node: fx.Node, function: Callable) -> None:
     values = [value_of(leaf) for leaf in leaves]
     with fake_mode_of(node.all_input_nodes), torch.set_grad_enabled(_needs_gradient(values)):
         body = make_fx(call, pre_dispatch=True)(*values)
+        if torch.is_grad_enabled():
+            _mark_differentiable(body)
     _inline(node, body, leaves)
+
+
+def _mark_differentiable(body: fx.GraphModule) -> None:
+    """make_fx keeps detached values; the rewrite reads from them where a gradient has to pass."""
+    for node in body.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.is_floating_point():
+            node.meta["val"] = value.detach().requires_grad_()
 
 
 def _needs_gradient(values: list) -> bool:

@@ -13,6 +13,7 @@ from int8pass.config import Int8MixedConfig
 from int8pass.graph import is_mutation, node_argument, operation, value_of
 from int8pass.program import ModuleTensor, Program
 from int8pass.quantization.absmax import INT8_MAX
+from int8pass.weight_expression import is_view
 from int8pass.weights import is_freed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -28,7 +29,7 @@ def select_linear(program: Program) -> int:
     for node, expression in list(program.linears.items()):
         source = program.tensors[expression.root]
         reason = (
-            _skip_by_kind(source)
+            kind_refusal(source)
             or name_refusal(program.config, source, tied)
             or _skip_by_dtype_and_shape(node)
             or _skip_by_gradient(source, grad_modes[node])
@@ -40,7 +41,8 @@ def select_linear(program: Program) -> int:
     return len(program.linears)
 
 
-def _skip_by_kind(source: ModuleTensor) -> str:
+def kind_refusal(source: ModuleTensor) -> str:
+    """Why a weight cannot be quantized for what kind of tensor it is; "" if it can."""
     kind = type(source.tensor)
     if kind not in (torch.Tensor, nn.Parameter, nn.Buffer) and not is_freed(source.tensor):
         return f"already quantized, or a tensor subclass of its own ({kind.__name__})"
@@ -109,8 +111,17 @@ GRADIENT_REASON = "the weight needs a gradient and grad mode is on"
 
 def _skip_by_mutation(program: Program, root: str) -> str:
     node = next(node for node in program.graph.nodes if node.name == root)
-    written = any(is_mutation(user) and node_argument(user, 0, "") is node for user in node.users)
-    return "the weight is written to in the graph" if written else ""
+    return "the weight is written to in the graph" if _is_written(node) else ""
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Whether a call writes to a tensor or to a view of it."""
+    for user in node.users:
+        if is_mutation(user) and node in (node_argument(user, 0, ""), user.kwargs.get("out")):
+            return True
+        if is_view(user) and _is_written(user):
+            return True
+    return False
 
 
 def _grad_modes(program: Program) -> dict[fx.Node, bool]:

@@ -36,4 +36,4 @@ def absmax_codes(x: Tensor, scale: Tensor, mask: Tensor | None = None) -> Tensor
     codes = codes.masked_fill(torch.logical_not(divisor > 0), 0.0)
     if mask is not None:
         codes = codes.masked_fill(mask, 0.0)
-    return codes.to(torch.int8)
+    return codes.to(torch.int8).contiguous()
