@@ -57,8 +57,10 @@ def exported_from_program(program: Program, original: ExportedProgram) -> Export
 
 
 def _drop_unread_weights(program: Program) -> list[str]:
-    roots = {wanted.expression.root for wanted in program.weight_inputs.values()}
-    unread = [node for node in program.graph.find_nodes(op="placeholder") if node.name in roots and not node.users]
+    # by tensor: a tied weight is an input under each of its names, and read under one of them
+    rewritten = {id(program.tensors[wanted.expression.root].tensor) for wanted in program.weight_inputs.values()}
+    weights = [node for node in program.graph.find_nodes(op="placeholder") if node.name in program.tensors]
+    unread = [node for node in weights if not node.users and id(program.tensors[node.name].tensor) in rewritten]
     for node in unread:
         program.graph.erase_node(node)
     return [node.name for node in unread]

@@ -137,29 +137,47 @@ def quantize_(model: nn.Module, *, options: Mapping[str, Any] | Int8MixedConfig 
     if _is_linear(model):
         raise ConfigError("the model is itself a Linear, which cannot be replaced in place: use Int8Linear.from_linear")
     tied = embedding_addresses(model)
-    for name, parent in list(model.named_modules()):
-        for child_name, child in list(parent.named_children()):
-            if _is_linear(child):
-                _replace(parent, child_name, f"{name}.{child_name}".removeprefix("."), config, tied)
+    for names in _places_of_linears(model):  # a Linear in several places becomes one Int8Linear
+        made = _int8_or_same(model.get_submodule(names[0]), names[0], config, tied)
+        for name in names:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, made)
+    _leave_fused_encoders(model)
     return model
+
+
+def _places_of_linears(model: nn.Module) -> list[list[str]]:
+    """The dotted names of each Linear. Names alone, so that each float weight is released once it is replaced."""
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if _is_linear(module):
+            places.setdefault(id(module), []).append(name)
+    return list(places.values())
 
 
 def _is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear or is_conv1d(module)
 
 
-def _replace(parent: nn.Module, child_name: str, name: str, config: Int8MixedConfig, tied: frozenset[int]) -> None:
-    linear = getattr(parent, child_name)
+def _int8_or_same(linear: nn.Module, name: str, config: Int8MixedConfig, tied: frozenset[int]) -> nn.Module:
+    """The Linear as an Int8Linear, or itself where it is skipped."""
     reason = name_refusal(config, ModuleTensor(f"{name}.weight", linear.weight), tied)
     if not reason and linear.weight.dtype not in DTYPES:
         reason = f"the weight is {linear.weight.dtype}"
     if not reason:
         try:
-            setattr(
-                parent,
-                child_name,
-                Int8Linear.from_linear(linear, threshold=config.threshold, outliers=config.outliers),
-            )
+            return Int8Linear.from_linear(linear, threshold=config.threshold, outliers=config.outliers)
         except WeightError as error:
             reason = str(error)
-    logger.debug("%s: %s", name, reason or "replaced by Int8Linear")
+    logger.debug("%s: %s", name, reason)
+    return linear
+
+
+def _leave_fused_encoders(model: nn.Module) -> None:
+    """nn.TransformerEncoder's fused kernels read the float weights past the modules: let it call the modules."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            if any(isinstance(linear, Int8Linear) for linear in (module.linear1, module.linear2)):
+                module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False

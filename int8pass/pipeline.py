@@ -39,12 +39,12 @@ FLOAT_PASSES = PASSES[: [step.name for step in PASSES].index("linear_to_int8_mix
 
 
 def run(program: Program, tap: Tap | None = None, passes: tuple[Pass, ...] = PASSES) -> Program:
-    """Apply passes in order. `tap` is called with the captured graph and after each pass.
+    """Apply passes in order. `tap` is called after each pass, and before the first of PASSES with the captured graph.
 
     With a tap, or with INT8PASS_VERIFY set, the graph is checked against the IR table after every pass.
     """
     verify_each = tap is not None or bool(os.environ.get("INT8PASS_VERIFY"))
-    if tap is not None:
+    if tap is not None and passes[:1] == PASSES[:1]:
         tap("captured", program)
     for step in passes:
         matches = step.apply(program)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from int8pass import ops, pipeline
+from int8pass import ops, pipeline, torch_private
 from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.composition import int8_mixed_linear
 from int8pass.config import Int8MixedConfig
@@ -149,7 +149,7 @@ def _run_module(
         return measurement
 
     with torch.no_grad():
-        torch.compile(model, backend=backend, dynamic=False)(*args, **kwargs)
+        torch_private.run_apart(model, backend, args, kwargs)
 
 
 def _run_exported(

@@ -56,6 +56,7 @@ class Report:
 
     @property
     def totals(self) -> Totals:
+        """Counts and bytes over all rows."""
         done = [row for row in self.rows if row.rewritten]
         return Totals(
             linears=len(self.rows),
