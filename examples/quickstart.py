@@ -53,14 +53,17 @@ def main() -> None:
     print(f"    without the outlier branch  {minilm.cosine_error(without_branch, reference):.2e}")
 
     show_nearest(sentences, reference, embeddings, lm, model)
-    if options.compare:
-        show_peers(peers.compare(lm.model, batches, progress=print))
+    for wanted, contestants in ((options.compare, peers.PEERS), (options.outliers, peers.OUTLIERS)):
+        if wanted:
+            alone = [lm.tokens([sentence, sentence]) for sentence in sentences[:32]]
+            show_table(peers.compare(lm.model, batches, alone, contestants, progress=print))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few sentences, no Inductor")
     parser.add_argument("--compare", action="store_true", help="add a table of speed and memory beside other libraries")
+    parser.add_argument("--outliers", action="store_true", help="add a table of outliers by column and by token")
     return parser.parse_args()
 
 
@@ -93,15 +96,17 @@ def show_nearest(sentences: list[str], float32: Tensor, int8: Tensor, lm: minilm
         )
 
 
-def show_peers(results: list[peers.Result]) -> None:
+def show_table(results: list[peers.Result]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("how", no_wrap=True)
-    for heading in ("1 - cosine", "time / float32", "Linears MB", "model MB"):
+    for heading in ("1 - cosine", "alone/batch", "time/float32", "Linears MB", "model MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in results:
-        sizes = (f"{row.linear_bytes / 1e6:.1f}", f"{row.model_bytes / 1e6:.1f}")
-        table.add_row(row.name, *(("not run",) if row.failure else (f"{row.error:.1e}", f"{row.time:.2f}", *sizes)))
-    Console().print(table)
+        errors = (f"{max(error, 0.0):.1e}" for error in (row.error, row.batching))
+        sizes = (f"{size / 1e6:.1f}" for size in (row.linear_bytes, row.model_bytes))
+        table.add_row(row.name, *(("not run",) if row.failure else (*errors, f"{row.time:.2f}", *sizes)))
+    Console(width=110).print(table)
+    print("1 - cosine: to float32. alone/batch: 1 - cosine of a sentence by itself to the same one in its batch of 16.")
     for row in results:
         if row.failure:
             print(f"{row.name} did not run: {row.failure}")

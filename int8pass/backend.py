@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from int8pass.inspection.dump import Dump
 from int8pass.notices import warn_where_nothing_happened
 from int8pass.passes.select_linear import name_refusal
 from int8pass.program import ModuleTensor, Program
-from int8pass.torch_private import compiled_module
+from int8pass.torch_private import compiled_module, is_recompilation
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ def int8mixed(
     config = Int8MixedConfig.from_options(options, mode=mode)
     names = ModuleNames(compiled_module())
     program = program_from_dynamo(graph_module, example_inputs, config, names)
+    # Blocks of a model, each compiled on its own, share code but not weights. Guards must hold for fresh and for freed
+    # ones: the first compilation frees at once and guards on freed weights, a later one on fresh ones, freed at calls.
+    program.frees_at_calls = is_recompilation()
     run = _compile(program, example_inputs, config.lowering)
     weights = {program.input_names.index(root): program.tensors[root].tensor for root in program.linear_inputs}
     return DecisionGuard(graph_module, config, names, run, weights)
@@ -70,24 +74,27 @@ class DecisionGuard:
         self._config = config
         self._names = names
         self._positions = tuple(weights)
-        self._ids = tuple(map(id, weights.values()))
+        self._lock = threading.Lock()
         self._runs = {self._refusals(tuple(weights.values())): run}
-        self._run = run
+        self._last = tuple(map(id, weights.values())), run
 
     def __call__(self, *args: Any) -> Any:
-        if self._ids != tuple(id(args[position]) for position in self._positions):
-            self._switch(args)
-        return self._run(*args)
+        ids, run = self._last  # read once: other threads run the same graph
+        if ids != tuple(id(args[position]) for position in self._positions):
+            run = self._switch(args)
+        return run(*args)
 
-    def _switch(self, args: tuple) -> None:
+    def _switch(self, args: tuple) -> Callable:
         weights = tuple(args[position] for position in self._positions)
         refusals = self._refusals(weights)
-        if refusals not in self._runs:
-            logger.warning("layers that share a compiled graph differ in what is skipped: one of them runs op by op")
-            program = program_from_dynamo(self._graph_module, list(args), self._config, self._names)
-            self._runs[refusals] = _compile(program, list(args), "eager")
-        self._run = self._runs[refusals]
-        self._ids = tuple(map(id, weights))
+        with self._lock:
+            if refusals not in self._runs:
+                logger.warning("layers that share a compiled graph differ in what is skipped: one runs op by op")
+                program = program_from_dynamo(self._graph_module, list(args), self._config, self._names)
+                self._runs[refusals] = _compile(program, list(args), "eager")
+            run = self._runs[refusals]
+        self._last = tuple(map(id, weights)), run
+        return run
 
     def _refusals(self, weights: tuple[Tensor, ...]) -> tuple[str, ...]:
         sources = (ModuleTensor(self._names.of(weight), weight) for weight in weights)

@@ -1,12 +1,12 @@
 """The inputs of a compiled graph at each call: int8 weights in place of the float ones that Dynamo passes."""
 
-from torch import fx
+from torch import fx, nn
 
 from int8pass.errors import FreedWeightError
 from int8pass.program import Program
 from int8pass.torch_private import mark_added_input
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import WEIGHTS, CachedWeight, QuantizedWeight, is_freed
+from int8pass.weights import WEIGHTS, CachedWeight, QuantizedWeight, free, is_freed
 
 
 class InputBinding:
@@ -19,7 +19,10 @@ class InputBinding:
     def __init__(self, program: Program, example_inputs: list) -> None:
         graph = program.graph
         positions = {name: position for position, name in enumerate(program.input_names)}
-        _drop_unread_weights(program)
+        unread = _drop_unread_weights(program)
+        self._freed = (
+            [positions[name] for name in unread] if program.config.free_weights and program.frees_at_calls else []
+        )
         added = {name: node for name, node in _placeholders(graph).items() if name in program.weight_inputs}
         for node in added.values():
             mark_added_input(node)
@@ -35,6 +38,9 @@ class InputBinding:
     def __call__(self, args: tuple) -> list:
         quantized = [weight.quantized(args) for weight in self._weights]
         added = [getattr(quantized[weight], field) for weight, field in self._fields]
+        for position in self._freed:
+            if not is_freed(args[position]):
+                free(args[position])
         return [args[position] for position in self._kept] + added
 
 
@@ -49,16 +55,21 @@ class _Weight:
 
     def quantized(self, args: tuple) -> QuantizedWeight:
         tensor = self._attribute if self._position is None else args[self._position]
-        if self._last is None or not self._last.serves(tensor):
-            self._last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
-        return self._last.quantized
+        last = self._last  # read and written once: other threads run the same graph
+        if last is None or not last.serves(tensor):
+            self._last = last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
+        return last.quantized
 
 
-def _drop_unread_weights(program: Program) -> None:
+def _drop_unread_weights(program: Program) -> list[str]:
     """Remove the inputs and attributes of weights, float or int8, that nothing reads any more.
+
+    Returns the names of the graph inputs among them that hold parameters whose Linears were rewritten.
 
     Raises FreedWeightError where something still reads a freed one: a skipped Linear, or the original outlier columns.
     """
+    roots = {wanted.expression.root for wanted in program.weight_inputs.values()}
+    unread = []
     for node in list(program.graph.nodes):
         source = program.tensors.get(node.name)
         if source is not None and node.users and is_freed(source.tensor):
@@ -66,8 +77,11 @@ def _drop_unread_weights(program: Program) -> None:
             raise FreedWeightError(f"{source.name} was released by free_weights=True, and {reader} still reads it")
         if not node.users and (source is not None or node.name in program.weight_inputs):
             program.graph.erase_node(node)
+            if node.op == "placeholder" and node.name in roots and isinstance(source.tensor, nn.Parameter):
+                unread.append(node.name)
             if node.op == "get_attr":  # Inductor would keep it, and fail on a freed one
                 delattr(program.graph_module, node.target)
+    return unread
 
 
 def _placeholders(graph: fx.Graph) -> dict[str, fx.Node]:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,12 +82,12 @@ class Int8MixedConfig:
         for name in ("skip_modules_default", "free_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if isinstance(self.skip_modules, str):
-            raise ConfigError(f"skip_modules must be a sequence of names: write ({self.skip_modules!r},)")
-        object.__setattr__(self, "skip_modules", tuple(self.skip_modules))
+        self._check_skip_modules()
         if not isinstance(self.inductor, Mapping):
             raise ConfigError(f"inductor must be a mapping of Inductor's options, not {self.inductor!r}")
         if self.dump_dir is not None:
+            if not isinstance(self.dump_dir, str | os.PathLike):
+                raise ConfigError(f"dump_dir must be a path, not {self.dump_dir!r}")
             object.__setattr__(self, "dump_dir", str(self.dump_dir))
         if self.break_even == "measured":
             raise ConfigError("break_even='measured' is not available yet; leave it 'off'")
@@ -94,6 +96,19 @@ class Int8MixedConfig:
                 "outlier_weights='original' needs the float weights that free_weights=True releases; "
                 "leave outlier_weights unset, or free_weights False"
             )
+
+    def _check_skip_modules(self) -> None:
+        if isinstance(self.skip_modules, str):
+            raise ConfigError(f"skip_modules must be a sequence of names: write ({self.skip_modules!r},)")
+        names = tuple(self.skip_modules) if isinstance(self.skip_modules, Iterable) else (None,)
+        if not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"skip_modules must be a sequence of names, not {self.skip_modules!r}")
+        for name in names:
+            try:
+                re.compile(name.removeprefix("re:") if name.startswith("re:") else "")
+            except re.error as error:
+                raise ConfigError(f"skip_modules: {name!r} is not a regular expression: {error}") from error
+        object.__setattr__(self, "skip_modules", names)
 
     def _check_threshold(self) -> None:
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float) or not self.threshold >= 0:

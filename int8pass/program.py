@@ -84,18 +84,25 @@ class WeightInput:
 
 @dataclass
 class Program:
-    """graph_module: rewritten in place; tensors: graph input name -> parameter or buffer behind it.
+    """A graph between two passes.
 
-    weight_inputs: graph inputs that the pass added; linears: canonical Linears still to be rewritten, with the view
-    each reads its weight through; grad_enabled: grad mode where the graph starts; embeddings: data pointers of
-    embedding tables known from outside the graph; linear_roots: the inputs that
-    decisions were about; input_names: the graph's inputs as they were captured.
+    graph_module: rewritten in place.
+    tensors: graph input name -> parameter or buffer behind it.
+    grad_enabled: grad mode where the graph starts.
+    frees_at_calls: free_weights takes effect at calls instead of at compilation.
+    embeddings: data pointers of embedding tables known from outside the graph.
+    linears: canonical Linears still to be rewritten, with the view that each reads its weight through.
+    decisions: what became of each Linear-like node so far.
+    weight_inputs: graph inputs that the pass added.
+    linear_roots: the inputs that decisions were about.
+    input_names: the graph's inputs as they were captured.
     """
 
     graph_module: fx.GraphModule
     tensors: dict[str, ModuleTensor]
     config: Int8MixedConfig
     grad_enabled: bool = False
+    frees_at_calls: bool = False
     embeddings: frozenset[int] = frozenset()
     linears: dict[fx.Node, WeightExpression] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)

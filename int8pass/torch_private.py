@@ -56,6 +56,15 @@ def compiled_module() -> nn.Module | None:
     return None
 
 
+def is_recompilation() -> bool:
+    """Whether the code under compilation was compiled before, for other guards.
+
+    Why private: Dynamo numbers compilations by frame, and tells a backend only through the compile context.
+    """
+    compile_id = torch._guards.CompileContext.current_compile_id()
+    return compile_id is not None and bool(compile_id.frame_compile_id)
+
+
 def _callers() -> Iterator[object]:
     frame = sys._getframe()
     while frame is not None:

@@ -22,6 +22,8 @@ class QuantizedWeight:
     once: from the first use of `packed` on that is their only form, and `codes` is unpacked anew at each use.
     """
 
+    _lock = threading.Lock()
+
     def __init__(self, codes: Tensor, scale: Tensor) -> None:
         self.scale = scale
         self.shape = tuple(codes.shape)
@@ -31,19 +33,22 @@ class QuantizedWeight:
 
     @property
     def codes(self) -> Tensor:
-        return unpack(self._packed, *self.shape) if self._codes is None else self._codes
+        codes = self._codes  # read once: another thread may pack
+        return unpack(self._packed, *self.shape) if codes is None else codes
 
     @property
     def packed(self) -> Tensor:
-        if self._packed is None:
-            self._offset = code_offset(self._codes)
-            self._packed = pack(self._codes)
-            self._codes = None
+        with self._lock:
+            if self._packed is None:
+                self._offset = code_offset(self._codes)
+                self._packed = pack(self._codes)
+                self._codes = None
         return self._packed
 
     @property
     def offset(self) -> Tensor:
-        return self._offset if self.packed is not None else None
+        _ = self.packed
+        return self._offset
 
     @property
     def nbytes(self) -> int:

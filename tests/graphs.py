@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from int8pass import convert, pipeline
-from int8pass.backend import InputBinding
-from int8pass.capture import program_from_dynamo
+from int8pass.binding import InputBinding
+from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.config import Int8MixedConfig
 from int8pass.exported import program_from_exported
 from int8pass.graph import operation
 from int8pass.inspection.dump import Dump
 from int8pass.inspection.text import graph_text
 from int8pass.program import Program
+from int8pass.torch_private import compiled_module
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def program_of(call: Callable, *inputs: Any, grad: bool = False, dynamic: bool =
 
     def backend(graph_module, example_inputs):
         config = Int8MixedConfig.from_options(options)
-        programs.append(program_from_dynamo(graph_module, example_inputs, config))
+        programs.append(program_from_dynamo(graph_module, example_inputs, config, ModuleNames(compiled_module())))
         return graph_module.forward
 
     _run(call, inputs, backend, grad, dynamic)
@@ -103,7 +104,9 @@ def compiled(call: Callable, *inputs: Any, grad: bool = False, dynamic: bool = F
     def backend(graph_module, example_inputs):
         dump = Dump(None)
         config = Int8MixedConfig.from_options(options)
-        program = pipeline.run(program_from_dynamo(graph_module, example_inputs, config), dump)
+        program = pipeline.run(
+            program_from_dynamo(graph_module, example_inputs, config, ModuleNames(compiled_module())), dump
+        )
         binding = InputBinding(program, example_inputs)
         found.append((program, dict(dump.stages)))
         return lambda *args: program.graph_module(*binding(args))

@@ -78,11 +78,10 @@ def broken(model):
     raise ImportError("no such library")
 
 
-def test_a_peer_that_fails_is_a_row_with_its_reason(monkeypatch):
-    contestants = [peers.CONTESTANTS[0], peers.Contestant("broken", broken), peers.CONTESTANTS[-1]]
-    monkeypatch.setattr(peers, "CONTESTANTS", contestants)
+def test_a_peer_that_fails_is_a_row_with_its_reason():
+    contestants = (peers.FLOAT32, peers.Contestant("broken", broken), peers.PEERS[-1])
     tokens = {"input_ids": torch.arange(6).reshape(2, 3), "attention_mask": torch.ones(2, 3, dtype=torch.int64)}
-    float32, failed, dynamic = peers.compare(TinyEmbedder().eval(), [tokens], rounds=3)
+    float32, failed, dynamic = peers.compare(TinyEmbedder().eval(), [tokens], [tokens], contestants, rounds=3)
     assert (float32.failure, float32.time, float32.linear_bytes) == ("", 1.0, 4 * 16 * 8)
     assert float32.model_bytes == 4 * (8 * 8 + 16 * 8 + 16)
     assert failed.failure == "ImportError: no such library"

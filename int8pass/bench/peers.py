@@ -20,6 +20,8 @@ from int8pass.weights import WEIGHTS, is_freed
 
 Progress = Callable[[str], None]
 
+_RECOMPILE_LIMIT = 64  # graphs of one model class; Dynamo's own is 8
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -31,69 +33,90 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Result:
-    """One row. error: mean 1 - cosine of the embeddings to float32; time: a fraction of float32 eager's.
+    """One row. error: mean 1 - cosine of the embeddings to float32; time: a fraction of the first contestant's.
 
-    linear_bytes: the weights of Linears in every form that is held; model_bytes: all parameters, buffers and int8
-    forms. failure: why there are no figures, "" where there are.
+    batching: mean 1 - cosine between a text's embedding by itself and in its batch. linear_bytes: the weights of
+    Linears in every form that is held; model_bytes: all parameters, buffers and int8 forms. failure: why there are no
+    figures, "" where there are.
     """
 
     name: str
     error: float = 0.0
+    batching: float = 0.0
     time: float = 0.0
     linear_bytes: int = 0
     model_bytes: int = 0
     failure: str = ""
 
 
+@dataclass(frozen=True)
+class Task:
+    """What every contestant runs. batches: timed; alone: batches of one text each, twice, the first of `batches`."""
+
+    batches: Sequence[Tokens]
+    alone: Sequence[Tokens]
+    reference: Tensor
+
+
 def compare(
-    model: nn.Module, batches: Sequence[Tokens], rounds: int = 5, progress: Progress = lambda message: None
+    model: nn.Module,
+    batches: Sequence[Tokens],
+    alone: Sequence[Tokens],
+    contestants: Sequence[Contestant],
+    rounds: int = 5,
+    progress: Progress = lambda message: None,
 ) -> list[Result]:
-    """Run every contestant on the batches. model: float32, eval. `progress` is told what takes long, before it does."""
-    reference = embed(model, batches)
+    """Run every contestant on a float32 model in eval mode. See Task. A contestant that fails becomes a row of its own.
+
+    `progress` is told what takes long, before it does. The first contestant has to succeed: time is relative to its.
+    """
+    # all copies share the code object of the model's class, and past the limit Dynamo falls back to eager
+    with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
+        return _compare(Task(batches, alone, embed(model, batches)), model, contestants, rounds, progress)
+
+
+def _compare(
+    task: Task, model: nn.Module, contestants: Sequence[Contestant], rounds: int, progress: Progress
+) -> list[Result]:
     entries = []
-    for contestant in CONTESTANTS:
+    for contestant in contestants:
         progress(f"preparing {contestant.name}")
-        entries.append(_enter(contestant, model, batches, reference))
+        entries.append(_Entry(contestant, copy.deepcopy(model), task))
     running = [entry for entry in entries if not entry.failure]
     for number in range(rounds):
         progress(f"timing, round {number + 1} of {rounds}")
         for entry in running:
-            entry.seconds.append(_seconds(entry.call, batches))
-    baseline = running[0].seconds
-    return [entry.result(baseline) for entry in entries]
+            entry.seconds.append(_seconds(entry.call, task.batches))
+    return [entry.result(entries[0].seconds) for entry in entries]
 
 
 class _Entry:
     """A contestant with its own copy of the model, prepared and run once."""
 
-    def __init__(self, name: str, failure: str = "") -> None:
-        self.name = name
-        self.failure = failure
-        self.error = 0.0
-        self.call: Callable = None
-        self.bytes = (0, 0)
+    def __init__(self, contestant: Contestant, model: nn.Module, task: Task) -> None:
         self.seconds: list[float] = []
+        self.failure = ""
+        self.name = contestant.name
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations inside the peers
+                self._prepare(contestant, model, task)
+        except Exception as error:  # whatever a peer raises becomes its row of the table
+            self.failure = " ".join(f"{type(error).__name__}: {error}".split())
+
+    def _prepare(self, contestant: Contestant, model: nn.Module, task: Task) -> None:
+        linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        self.call = contestant.prepare(model)
+        batched = embed(self.call, task.batches)
+        alone = embed(self.call, task.alone)[::2]
+        self.errors = (cosine_error(batched, task.reference), cosine_error(alone, batched[: len(alone)]))
+        self.bytes = (_bytes(_weights(model, linears)), _bytes(_everything(model)))
 
     def result(self, baseline: list[float]) -> Result:
         if self.failure:
             return Result(self.name, failure=self.failure)
         ratios = [mine / base for mine, base in zip(self.seconds, baseline, strict=True)]
-        return Result(self.name, self.error, statistics.median(ratios), *self.bytes)
-
-
-def _enter(contestant: Contestant, model: nn.Module, batches: Sequence[Tokens], reference: Tensor) -> _Entry:
-    entry = _Entry(contestant.name)
-    own = copy.deepcopy(model)
-    linears = [name for name, module in own.named_modules() if isinstance(module, nn.Linear)]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside the peers
-            entry.call = contestant.prepare(own)
-            entry.error = cosine_error(embed(entry.call, batches), reference)
-        entry.bytes = (_bytes(_weights(own, linears)), _bytes(_everything(own)))
-    except Exception as error:  # whatever a peer raises becomes its row of the table
-        entry.failure = " ".join(f"{type(error).__name__}: {error}".split())
-    return entry
+        return Result(self.name, *self.errors, statistics.median(ratios), *self.bytes)
 
 
 def _seconds(call: Callable, batches: Sequence[Tokens]) -> float:
@@ -127,7 +150,7 @@ def _held_by(module: nn.Module, without: Sequence[str] = ()) -> Iterator[Tensor]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind the tensors, each counted once, and of the int8 forms that int8pass holds of them."""
+    """Bytes of the storages behind the tensors, each counted once, and of the int8 forms that int8pass keeps."""
     found = list(tensors)
     int8 = [cached.quantized.nbytes for tensor in found for cached in WEIGHTS._views.get(tensor, {}).values()]
     storages = [tensor.untyped_storage() for outer in found if not is_freed(outer) for tensor in _plain(outer)]
@@ -151,7 +174,8 @@ def _bfloat16(model: nn.Module) -> Callable:
     return _inductor(model.bfloat16())
 
 
-def _int8mixed(**options) -> Callable[[nn.Module], Callable]:
+def int8mixed(**options) -> Callable[[nn.Module], Callable]:
+    """Compile with these options of Int8MixedConfig."""
     return lambda model: torch.compile(model, backend="int8mixed", dynamic=True, options=options)
 
 
@@ -182,13 +206,23 @@ def _quantize_dynamic(model: nn.Module) -> nn.Module:
 
 
 # The first is what the others' time is measured against.
-CONTESTANTS = (
-    Contestant("float32, eager", lambda model: model),
+FLOAT32 = Contestant("float32, eager", lambda model: model)
+PEERS = (
+    FLOAT32,
     Contestant("float32, Inductor", _inductor),
     Contestant("bfloat16, Inductor", _bfloat16),
-    Contestant("int8mixed", _int8mixed()),
-    Contestant("int8mixed, free_weights", _int8mixed(free_weights=True)),
+    Contestant("int8mixed", int8mixed()),
+    Contestant("int8mixed, free_weights", int8mixed(free_weights=True)),
     Contestant("bitsandbytes Linear8bitLt, threshold 6", _bitsandbytes),
     Contestant("torchao int8 dynamic, Inductor", _torchao),
     Contestant("torch quantize_dynamic", _quantize_dynamic),
+)
+# For the choice of the default: which features count as outliers, and what their columns are multiplied with.
+OUTLIERS = (
+    FLOAT32,
+    Contestant("column, original weights", int8mixed(outliers="column")),
+    Contestant("token, original weights", int8mixed(outliers="token")),
+    Contestant("column, dequantized weights", int8mixed(outliers="column", outlier_weights="dequantized")),
+    Contestant("token, dequantized weights", int8mixed(outliers="token", outlier_weights="dequantized")),
+    Contestant("no outlier branch: threshold=0.0", int8mixed(threshold=0.0)),
 )

@@ -140,7 +140,7 @@ def _outlier_columns(x: Tensor, config: Int8MixedConfig) -> set[int]:
 def _run_module(
     model: nn.Module, args: tuple, kwargs: dict, config: Int8MixedConfig, measured: list[Measurement]
 ) -> None:
-    names = ModuleNames(model)
+    names = ModuleNames(model if isinstance(model, nn.Module) else None)
 
     def backend(graph_module: fx.GraphModule, example_inputs: list) -> Measurement:
         program = program_from_dynamo(graph_module, example_inputs, _without_free(config), names)
