@@ -12,7 +12,7 @@ from int8pass.errors import FreedWeightError, WeightError
 from int8pass.kernels.cpu.packing import code_offset, pack, packed_shape, unpack
 from int8pass.quantization.absmax import INT8_MAX, absmax_codes, absmax_scale
 
-_ROWS_AT_ONCE = 1024  # bounds the float32 copies made while a weight is quantized
+_ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
 
 
 class QuantizedWeight:
@@ -70,8 +70,9 @@ def quantize_weight(weight: Tensor) -> QuantizedWeight:
     rows, columns = weight.shape
     codes = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
+    step = max(1, _ELEMENTS_AT_ONCE // max(1, columns))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
         scale[part] = absmax_scale(weight[part])
         codes[part] = absmax_codes(weight[part], scale[part])
     if not bool(torch.isfinite(scale).all()):

@@ -25,7 +25,7 @@ from int8pass.weights import (
 from tests import reference
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-ROWS_AT_ONCE = int8pass.weights._ROWS_AT_ONCE
+ROWS_AT_ONCE = int8pass.weights._ELEMENTS_AT_ONCE // 8  # of weights with 8 columns
 
 
 def identity(weight):
@@ -144,7 +144,7 @@ def test_equals_the_reference_at_any_magnitude(shape, dtype, exponent, seed):
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf))
 @pytest.mark.parametrize("row", (0, ROWS_AT_ONCE + 1))
 def test_values_that_are_not_finite_raise(value, dtype, row):
-    weight = torch.ones(ROWS_AT_ONCE + 2, 3).to(dtype)
+    weight = torch.ones(ROWS_AT_ONCE + 2, 8).to(dtype)
     weight[row, 1] = value
     with pytest.raises(WeightError, match="NaN or infinity"):
         quantize_weight(weight)

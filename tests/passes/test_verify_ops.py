@@ -26,7 +26,8 @@ def change(node, change):
 
 
 def test_the_table_has_every_op():
-    declared = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("int8pass::")}
+    schemas = [schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("int8pass::")]
+    declared = {name for name in schemas if not name.startswith("int8pass::cpu_")}  # those are a lowering's
     assert declared == {op._schema.name for op in TABLE}
 
 
