@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves
+
+from int8pass.torch_private import (
+    BUILTIN_FUNCTIONS,
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    is_mutable,
+    qualified_name,
+    tree_leaves,
+)
 
 # what a rewritten node hands on to the nodes that replace it
 PROVENANCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
@@ -33,8 +42,8 @@ def operation(node: fx.Node) -> str:
         return node.target
     if node.op != "call_function":
         return ""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.rpartition("::")[2]
+    if isinstance(node.target, OpOverload):
+        return qualified_name(node.target).rpartition("::")[2]
     return getattr(node.target, "__name__", str(node.target))
 
 
@@ -42,27 +51,22 @@ def is_torch_call(node: fx.Node) -> bool:
     """Whether a call is PyTorch's own: not a custom op or a user's function that happens to bear the same name."""
     if namespace(node):
         return namespace(node) == "aten"
-    homes = (torch, torch.nn.functional, torch._C._nn, operator, builtins)
+    homes = (torch, torch.nn.functional, BUILTIN_FUNCTIONS, operator, builtins)
     return node.op == "call_method" or any(getattr(home, operation(node), None) is node.target for home in homes)
 
 
 def namespace(node: fx.Node) -> str:
     """The library a call node's op belongs to (aten, int8pass, bitsandbytes, ...); empty for Python functions."""
-    if isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        overload = isinstance(node.target, torch._ops.OpOverload)
-        name = node.target._schema.name if overload else node.target._qualified_op_name
-        return name.partition("::")[0]
+    if isinstance(node.target, OpOverload | OpOverloadPacket):
+        return qualified_name(node.target).partition("::")[0]
     return ""
 
 
 def is_mutation(node: fx.Node) -> bool:
     """Whether a call node may write to one of its arguments."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable
-    if isinstance(node.target, torch._ops.OpOverloadPacket):
-        overloads = (getattr(node.target, name) for name in node.target.overloads())
-        return any(overload._schema.is_mutable for overload in overloads)
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.target, OpOverload | OpOverloadPacket):
+        return is_mutable(node.target)
+    if isinstance(node.target, HigherOrderOperator):
         return True
     name = operation(node)
     in_place_operator = node.target is operator.setitem or name.strip("_") in _IN_PLACE_OPERATORS
@@ -99,7 +103,7 @@ def insert(like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
 
 
 def _base_name(target: Any) -> str:
-    return target._schema.name.rpartition("::")[2] if isinstance(target, torch._ops.OpOverload) else target.__name__
+    return qualified_name(target).rpartition("::")[2] if isinstance(target, OpOverload) else target.__name__
 
 
 def insert_linear(like: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None, *, value: Any = None) -> fx.Node:

@@ -15,15 +15,16 @@ from int8pass.graph import value_of
 from int8pass.kernels.integer_matmul import integer_matmul
 from int8pass.kernels.outlier_product import outlier_product
 from int8pass.quantization.absmax import absmax_codes, absmax_scale
+from int8pass.torch_private import OpOverload
 
 NAMESPACE = "int8pass"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 # op -> function of the same arguments in plain tensor operations
-DECOMPOSITIONS: dict[torch._ops.OpOverload, Callable] = {}
+DECOMPOSITIONS: dict[OpOverload, Callable] = {}
 
 
-def _define(schema: str, fake: Callable, implementation: Callable) -> torch._ops.OpOverload:
+def _define(schema: str, fake: Callable, implementation: Callable) -> OpOverload:
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")

@@ -3,11 +3,11 @@
 import logging
 import re
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from int8pass.config import Int8MixedConfig
 from int8pass.graph import dtype_name, is_canonical_linear, module_path, operation, value_of
@@ -169,7 +169,7 @@ class Program:
         node.target = node.name  # fx made the name unique
         return node
 
-    def _fake_mode(self) -> FakeTensorMode:
+    def _fake_mode(self) -> AbstractContextManager:
         modes = (getattr(value_of(node), "fake_mode", None) for node in self.graph.nodes)
         return next(mode for mode in modes if mode is not None)
 

@@ -11,6 +11,43 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import fx, nn
 
+# What an fx node may call: an op, an op before overload resolution, a region (cond, checkpoint). Public through
+# torch.ops only as instances, not as the classes that isinstance needs.
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+
+# PyTorch's own pytree: the one whose flattening order torch.export's inputs have.
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+__all__ = ["HigherOrderOperator", "OpOverload", "OpOverloadPacket", "tree_flatten", "tree_leaves", "tree_unflatten"]
+
+# Where Python finds the builtins that Dynamo writes into graphs, such as `linear`.
+BUILTIN_FUNCTIONS = torch._C._nn
+
+# Runs a function on a tensor subclass as if it were a plain tensor; what Tensor.__torch_function__ itself uses.
+as_plain_tensors = torch._C.DisableTorchFunctionSubclass
+
+
+def qualified_name(target: OpOverload | OpOverloadPacket) -> str:
+    """ "aten::linear". Why private: the schema of an op is its only full name, and says whether it writes."""
+    return target._schema.name if isinstance(target, OpOverload) else target._qualified_op_name
+
+
+def is_mutable(target: OpOverload | OpOverloadPacket) -> bool:
+    """Whether an op's schema says that it writes to an argument; of a packet, whether any overload's does."""
+    if isinstance(target, OpOverload):
+        return target._schema.is_mutable
+    return any(getattr(target, name)._schema.is_mutable for name in target.overloads())
+
+
+def int8_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """int8[M, K] @ int8[K, N] in int32. Why private: PyTorch has no public integer matrix product on the CPU."""
+    return torch._int_mm(x, weight)
+
+
+def inductor_mode_options(mode: str) -> dict:
+    """Inductor's options for a mode. Why private: torch.compile applies them only to its own "inductor" backend."""
+    return torch._inductor.list_mode_options(mode)
+
 
 def source_name(placeholder: fx.Node) -> str:
     """How Dynamo reached a graph input: "L['self']._modules['fc']._parameters['weight']"; "" if not from Dynamo.

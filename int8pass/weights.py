@@ -11,6 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from int8pass.errors import FreedWeightError, WeightError
 from int8pass.kernels.cpu.packing import code_offset, pack, packed_shape, unpack
 from int8pass.quantization.absmax import INT8_MAX, absmax_codes, absmax_scale
+from int8pass.torch_private import as_plain_tensors
 
 _ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
 
@@ -99,7 +100,7 @@ class FreedParameter(nn.Parameter):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if torch.compiler.is_compiling() or func in _METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with as_plain_tensors():
                 return func(*args, **(kwargs or {}))
         raise FreedWeightError(
             "this float weight was released by free_weights=True after it was quantized to int8. To read, save or "

@@ -168,7 +168,7 @@ def _run_exported(
 
 def _flat_inputs(exported: ExportedProgram, args: tuple, kwargs: dict) -> list:
     """Weights, constants and user inputs in the order of the graph's placeholders."""
-    user = iter(torch.utils._pytree.tree_leaves((args, kwargs)))
+    user = iter(torch_private.tree_leaves((args, kwargs)))
     stored = {**exported.state_dict, **exported.constants}
     return [
         stored[spec.target] if spec.target in stored else next(user) for spec in exported.graph_signature.input_specs

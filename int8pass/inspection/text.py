@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from int8pass.graph import value_of
+from int8pass.torch_private import OpOverload
 
 _SHORT_DTYPES = {
     torch.float16: "f16",
@@ -61,7 +62,7 @@ def _right(node: fx.Node, labels: dict[str, str]) -> str:
 
 
 def _target(target: str | Callable) -> str:
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return str(target).removesuffix(".default")
     return target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
 

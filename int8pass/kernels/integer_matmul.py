@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from int8pass.quantization.absmax import INT8_MAX
+from int8pass.torch_private import int8_product
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +24,10 @@ def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """Return x @ weight.T exactly. x: int8[M, K]; weight: int8[N, K]. Result: int32[M, N]."""
     if x.numel() == 0 or weight.numel() == 0:
         return x.new_zeros((x.shape[0], weight.shape[0]), dtype=torch.int32)
-    if x.shape[1] == 1:  # torch._int_mm on CPU gives garbage for K = 1
+    if x.shape[1] == 1:  # torch's product gives garbage for K = 1
         return x.to(torch.int32) * weight.t().to(torch.int32)
     if x.device.type == "cpu" and has_exact_int8_instructions():
-        return torch._int_mm(x, weight.t())
+        return int8_product(x, weight.t())
     return matmul_through_float32(x, weight)
 
 
@@ -36,7 +37,7 @@ def has_exact_int8_instructions() -> bool:
     x = torch.full((16, 64), INT8_MAX, dtype=torch.int8)
     weight = torch.full((64, 64), INT8_MAX, dtype=torch.int8)
     weight[1::2] = -INT8_MAX
-    exact = torch.equal(torch._int_mm(x, weight.t()), matmul_through_float32(x, weight))
+    exact = torch.equal(int8_product(x, weight.t()), matmul_through_float32(x, weight))
     if not exact:
         logger.warning(
             "this CPU has no exact int8 instructions (VNNI or AMX): int8 products run through float32, "

@@ -42,7 +42,7 @@ def lower(program: Program, example_inputs: list) -> Callable:
 
 def inductor_options(config: Int8MixedConfig) -> dict:
     """Inductor's options as torch.compile would set them for a mode, with `inductor` on top."""
-    mode = {} if config.mode in (None, "default") else torch._inductor.list_mode_options(config.mode)
+    mode = {} if config.mode in (None, "default") else torch_private.inductor_mode_options(config.mode)
     return {**mode, **config.inductor}
 
 

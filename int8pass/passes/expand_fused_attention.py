@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from int8pass.graph import PROVENANCE, fake_mode_of, insert, is_torch_call, operation, replace, value_of
 from int8pass.program import Program
+from int8pass.torch_private import tree_flatten, tree_unflatten
 
 
 def expand_fused_attention(program: Program) -> int:
@@ -30,13 +31,13 @@ def expand_fused_attention(program: Program) -> int:
 
 
 def _expand(node: fx.Node, function: Callable) -> None:
-    flat, spec = torch.utils._pytree.tree_flatten((node.args, dict(node.kwargs)))
+    flat, spec = tree_flatten((node.args, dict(node.kwargs)))
     leaves = node.all_input_nodes  # each once, so that self-attention keeps seeing that query is key is value
 
     def call(*values):
         given = dict(zip(leaves, values, strict=True))
         arguments = [given[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in flat]
-        args, kwargs = torch.utils._pytree.tree_unflatten(arguments, spec)
+        args, kwargs = tree_unflatten(arguments, spec)
         return function(*args, **kwargs)
 
     values = [value_of(leaf) for leaf in leaves]

@@ -9,6 +9,7 @@ from int8pass import ops
 from int8pass.errors import VerificationError
 from int8pass.graph import dtype_name, value_of
 from int8pass.program import Program
+from int8pass.torch_private import OpOverload
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 BOOL, INT8, INT32, FLOAT32 = (torch.bool,), (torch.int8,), (torch.int32,), (torch.float32,)
@@ -26,7 +27,7 @@ class Signature:
     rank: int = 0
 
 
-TABLE: dict[torch._ops.OpOverload, Signature] = {
+TABLE: dict[OpOverload, Signature] = {
     ops.outlier_mask: Signature((FLOATS,), BOOL),
     ops.scale_per_token: Signature((FLOATS, BOOL), FLOAT32, rank=-1),
     ops.quantize_per_token: Signature((FLOATS, FLOAT32, BOOL), INT8),

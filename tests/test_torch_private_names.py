@@ -1,0 +1,90 @@
+"""The private names of PyTorch that are taken as they are: each means what int8pass takes it to mean."""
+
+import operator
+
+import pytest
+import torch
+from torch import nn
+
+from int8pass import torch_private
+
+
+def test_op_classes_tell_ops_apart():
+    assert isinstance(torch.ops.aten.mm.default, torch_private.OpOverload)
+    assert isinstance(torch.ops.aten.mm, torch_private.OpOverloadPacket)
+    assert isinstance(torch.cond, object) and isinstance(torch.ops.higher_order.cond, torch_private.HigherOrderOperator)
+    assert not isinstance(operator.add, torch_private.OpOverload | torch_private.OpOverloadPacket)
+
+
+def test_qualified_names():
+    assert torch_private.qualified_name(torch.ops.aten.linear.default) == "aten::linear"
+    assert torch_private.qualified_name(torch.ops.aten.linear) == "aten::linear"
+
+
+def test_mutability_is_read_from_schemas():
+    assert torch_private.is_mutable(torch.ops.aten.add_.Tensor)
+    assert torch_private.is_mutable(torch.ops.aten.add_)
+    assert not torch_private.is_mutable(torch.ops.aten.relu.default)
+
+
+def test_tree_order_is_that_of_exported_inputs():
+    nested = ({"b": 1, "a": [2, 3]}, (4,))
+    leaves, spec = torch_private.tree_flatten(nested)
+    assert leaves == torch_private.tree_leaves(nested) == [1, 2, 3, 4]
+    assert torch_private.tree_unflatten(leaves, spec) == nested
+
+
+def test_builtin_functions_hold_the_linear_that_dynamo_writes():
+    assert torch_private.BUILTIN_FUNCTIONS.linear is nn.functional.linear
+
+
+def test_as_plain_tensors_silences_a_subclass():
+    class Loud(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            raise AssertionError
+
+    loud = torch.ones(2).as_subclass(Loud)
+    with torch_private.as_plain_tensors():
+        assert torch.add(loud, 1).tolist() == [2.0, 2.0]
+
+
+def test_int8_product():
+    x, weight = torch.randint(-127, 128, (3, 8), dtype=torch.int8), torch.randint(-127, 128, (8, 5), dtype=torch.int8)
+    product = torch_private.int8_product(x, weight)
+    assert product.dtype == torch.int32
+    assert torch.equal(product.long(), x.long() @ weight.long())
+
+
+def test_mode_options():
+    assert "triton.cudagraphs" in torch_private.inductor_mode_options("reduce-overhead")
+    with pytest.raises(RuntimeError):
+        torch_private.inductor_mode_options("no such mode")
+
+
+def test_is_recompilation_tells_the_second_compilation_of_a_frame():
+    torch._dynamo.reset()
+    seen = []
+
+    def backend(graph_module, example_inputs):
+        seen.append(torch_private.is_recompilation())
+        return graph_module.forward
+
+    compiled = torch.compile(nn.Linear(4, 4), backend=backend, dynamic=False)
+    compiled(torch.randn(2, 4))
+    compiled(torch.randn(3, 4))
+    assert seen == [False, True]
+    assert not torch_private.is_recompilation()
+
+
+def test_run_apart_does_not_use_up_the_recompile_limit():
+    graphs = []
+
+    def backend(graph_module, example_inputs):
+        graphs.append(graph_module)
+        return graph_module.forward
+
+    model, x = nn.Linear(4, 4), torch.randn(2, 4)
+    for _ in range(10):
+        torch_private.run_apart(model, backend, (x,), {})
+    assert len(graphs) == 10
