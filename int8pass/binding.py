@@ -1,39 +1,45 @@
 """The inputs of a compiled graph at each call: int8 weights in place of the float ones that Dynamo passes."""
 
+import weakref
+from collections.abc import Callable
+
 from torch import fx, nn
 
 from int8pass.errors import FreedWeightError
+from int8pass.graph import value_of
 from int8pass.program import Program
 from int8pass.torch_private import mark_added_input
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import WEIGHTS, CachedWeight, QuantizedWeight, free, is_freed
+from int8pass.weights import WEIGHTS, QuantizedWeight, free, is_freed
 
 
 class InputBinding:
     """Turns the flat inputs of Dynamo's graph into those of the rewritten one, whose weights are int8.
 
     Weights are looked up at every call by the identity of the tensor that was passed, so that a changed weight, or
-    another layer that shares this compiled graph, gets its own int8 form.
+    another layer that shares this compiled graph, gets its own int8 form. Nothing of the first call is kept.
     """
 
-    def __init__(self, program: Program, example_inputs: list) -> None:
+    def __init__(self, program: Program) -> None:
         graph = program.graph
         positions = {name: position for position, name in enumerate(program.input_names)}
         unread = _drop_unread_weights(program)
-        self._freed = (
-            [positions[name] for name in unread] if program.config.free_weights and program.frees_at_calls else []
-        )
-        added = {name: node for name, node in _placeholders(graph).items() if name in program.weight_inputs}
-        for node in added.values():
+        self._freed = [positions[name] for name in unread] if _frees_at_calls(program) else []
+        self._added = {name: node for name, node in _placeholders(graph).items() if name in program.weight_inputs}
+        for node in self._added.values():
             mark_added_input(node)
+        for node in _placeholders(graph).values():
+            node.meta.setdefault("val", value_of(node))  # Inductor reads it of all inputs or of none
         program.graph_module.recompile()
-        self._kept = [positions[name] for name in _placeholders(graph) if name not in added]
-        wanted = [program.weight_inputs[name] for name in added]
+        self._kept = [positions[name] for name in _placeholders(graph) if name not in self._added]
+        wanted = [program.weight_inputs[name] for name in self._added]
         expressions = list(dict.fromkeys(item.expression for item in wanted))
         self._weights = [_Weight(program, expression, positions) for expression in expressions]
         self._fields = [(expressions.index(item.expression), item.field) for item in wanted]
-        self.example_inputs = [example_inputs[position] for position in self._kept]
-        self.example_inputs += [node.meta["val"] for node in added.values()]
+
+    def example_inputs(self, original: list) -> list:
+        """The inputs to compile with: of those that Dynamo gave the ones that are kept, and fake int8 weights."""
+        return [original[position] for position in self._kept] + [node.meta["val"] for node in self._added.values()]
 
     def __call__(self, args: tuple) -> list:
         quantized = [weight.quantized(args) for weight in self._weights]
@@ -51,21 +57,29 @@ class _Weight:
         self._expression = expression
         self._position = positions.get(expression.root)
         self._attribute = program.tensors[expression.root].tensor if self._position is None else None
-        self._last: CachedWeight | None = None
+        self._last: Callable = _nothing  # a weak reference: the int8 form dies with its float tensor
 
     def quantized(self, args: tuple) -> QuantizedWeight:
         tensor = self._attribute if self._position is None else args[self._position]
-        last = self._last  # read and written once: other threads run the same graph
+        last = self._last()  # read once: other threads run the same graph
         if last is None or not last.serves(tensor):
-            self._last = last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
+            last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
+            self._last = weakref.ref(last)
         return last.quantized
+
+
+def _nothing() -> None:
+    return None
+
+
+def _frees_at_calls(program: Program) -> bool:
+    return program.config.free_weights and program.frees_at_calls
 
 
 def _drop_unread_weights(program: Program) -> list[str]:
     """Remove the inputs and attributes of weights, float or int8, that nothing reads any more.
 
     Returns the names of the graph inputs among them that hold parameters whose Linears were rewritten.
-
     Raises FreedWeightError where something still reads a freed one: a skipped Linear, or the original outlier columns.
     """
     roots = {wanted.expression.root for wanted in program.weight_inputs.values()}

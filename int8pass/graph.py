@@ -102,6 +102,13 @@ def insert(like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     return node
 
 
+def in_dtype_of(node: fx.Node, result: fx.Node) -> fx.Node:
+    """`result` in the dtype of the node it stands for, which an autocast region may have chosen."""
+    if value_of(result).dtype == value_of(node).dtype:
+        return result
+    return insert(node, torch.ops.aten.to.dtype, result, value_of(node).dtype)
+
+
 def _base_name(target: Any) -> str:
     return qualified_name(target).rpartition("::")[2] if isinstance(target, OpOverload) else target.__name__
 

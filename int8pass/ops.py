@@ -89,6 +89,7 @@ def _int8_mm(x_q, w_q):
 
 
 def _int8_mm_fake(x_q, w_q):
+    torch._check(x_q.shape[-1] == w_q.shape[1], lambda: f"int8_mm: {x_q.shape} and {w_q.shape} differ in K")
     return x_q.new_empty((*x_q.shape[:-1], w_q.shape[0]), dtype=torch.int32)
 
 

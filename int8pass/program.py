@@ -56,20 +56,6 @@ class Decision:
     int8_bytes: int = 0
 
     @property
-    def linear_inputs(self) -> list[str]:
-        """The graph inputs, as captured, that Linear-like nodes read their weights from."""
-        return [name for name in self.input_names if name in self.linear_roots]
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """What stands behind each input, in words, for dumps."""
-        labels = {name: f"weight '{bound.name}'" for name, bound in self.tensors.items()}
-        for name, wanted in self.weight_inputs.items():
-            source = self.tensors[wanted.expression.root].name
-            labels[name] = f"int8 {wanted.field} of '{source}'{wanted.expression.key}"
-        return labels
-
-    @property
     def rewritten(self) -> bool:
         return not self.reason
 

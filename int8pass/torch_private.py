@@ -39,6 +39,11 @@ def is_mutable(target: OpOverload | OpOverloadPacket) -> bool:
     return any(getattr(target, name)._schema.is_mutable for name in target.overloads())
 
 
+def storage_id(tensor: torch.Tensor) -> int:
+    """What tells two tensors' storages apart. Why private: fake tensors have no address, and addresses are reused."""
+    return tensor.untyped_storage()._cdata
+
+
 def int8_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """int8[M, K] @ int8[K, N] in int32. Why private: PyTorch has no public integer matrix product on the CPU."""
     return torch._int_mm(x, weight)

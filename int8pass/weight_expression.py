@@ -46,11 +46,6 @@ def weight_expression(node: Any, roots: frozenset[str] | set[str]) -> WeightExpr
     return WeightExpression(source.root, source.key + _step_text(name, node), _replay(source.evaluate, node))
 
 
-def is_view(node: fx.Node) -> bool:
-    """Whether a call may give a view of its first argument."""
-    return operation(node) in _VIEWS
-
-
 def _is_node(arguments: tuple) -> bool:
     return bool(arguments) and isinstance(arguments[0], fx.Node)
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from int8pass.errors import FreedWeightError, WeightError
 from int8pass.kernels.cpu.packing import code_offset, pack, packed_shape, unpack
 from int8pass.quantization.absmax import INT8_MAX, absmax_codes, absmax_scale
-from int8pass.torch_private import as_plain_tensors
+from int8pass.torch_private import as_plain_tensors, storage_id
 
 _ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
 
@@ -20,7 +22,8 @@ class QuantizedWeight:
     """An int8 weight: W[n, k] = codes[n, k] * scale[n] up to rounding.
 
     scale: float32[N]; codes: int8[N, K]; packed and offset: the layout of the fused CPU kernel. Memory holds the codes
-    once: from the first use of `packed` on that is their only form, and `codes` is unpacked anew at each use.
+    once: `packed` takes their place. Only where a graph that is not fused (training, debugging) reads `codes` after
+    that are both kept.
     """
 
     _lock = threading.Lock()
@@ -35,10 +38,14 @@ class QuantizedWeight:
     @property
     def codes(self) -> Tensor:
         codes = self._codes  # read once: another thread may pack
-        return unpack(self._packed, *self.shape) if codes is None else codes
+        if codes is None:
+            self._codes = codes = unpack(self._packed, *self.shape)
+        return codes
 
     @property
     def packed(self) -> Tensor:
+        if self._packed is not None:
+            return self._packed
         with self._lock:
             if self._packed is None:
                 self._offset = code_offset(self._codes)
@@ -126,16 +133,17 @@ def is_freed(tensor: Tensor) -> bool:
 def _fingerprint(tensor: Tensor) -> tuple:
     """What changes when a weight is written to or given new storage. Inference tensors have no version counter."""
     version = None if tensor.is_inference() else tensor._version
-    return version, tensor.data_ptr(), tensor.dtype
+    return version, storage_id(tensor), tensor.data_ptr(), tensor.dtype
 
 
 class CachedWeight:
-    """One view of one float tensor in int8, with the fingerprint of the tensor it was made from."""
+    """One view of one float tensor in int8, or why it has none, with the fingerprint of the tensor it was made from."""
 
-    __slots__ = ("_fingerprint", "_tensor", "quantized")
+    __slots__ = ("__weakref__", "_fingerprint", "_storage", "_tensor", "quantized")
 
-    def __init__(self, tensor: Tensor, quantized: QuantizedWeight) -> None:
+    def __init__(self, tensor: Tensor, quantized: QuantizedWeight | WeightError) -> None:
         self._tensor = weakref.ref(tensor)
+        self._storage = StorageWeakRef(tensor.untyped_storage())  # keeps its id from being given to another storage
         self._fingerprint: tuple | None = _fingerprint(tensor)
         self.quantized = quantized
 
@@ -147,6 +155,14 @@ class CachedWeight:
 
     def expire(self) -> None:
         self._fingerprint = None
+
+
+def _quantized_or_error(evaluate: Callable[[Tensor], Tensor], tensor: Tensor) -> QuantizedWeight | WeightError:
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            return quantize_weight(evaluate(tensor))
+        except WeightError as error:
+            return error
 
 
 class WeightCache:
@@ -165,9 +181,16 @@ class WeightCache:
             views = self._views.setdefault(tensor, {})
             cached = views.get(view)
             if cached is None or not cached.serves(tensor):
-                with torch.inference_mode(False), torch.no_grad():
-                    cached = views[view] = CachedWeight(tensor, quantize_weight(evaluate(tensor)))
+                cached = views[view] = CachedWeight(tensor, _quantized_or_error(evaluate, tensor))
+            if isinstance(cached.quantized, WeightError):
+                raise cached.quantized
             return cached
+
+    def nbytes(self, tensor: Tensor) -> int:
+        """Bytes of every int8 form that is held of this tensor."""
+        with self._lock:
+            held = [cached.quantized for cached in self._views.get(tensor, {}).values()]
+            return sum(quantized.nbytes for quantized in held if isinstance(quantized, QuantizedWeight))
 
     def forget(self, tensor: Tensor) -> None:
         """Quantize this tensor again when it is next used. A freed tensor is kept: its int8 form is all there is."""
@@ -177,6 +200,15 @@ class WeightCache:
 
 
 WEIGHTS = WeightCache()
+
+
+@register_optimizer_step_post_hook
+def _forget_fused(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    """Fused optimizers write to parameters without counting a version."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            for parameter in group["params"]:
+                WEIGHTS.forget(parameter)
 
 
 def requantize(model: nn.Module) -> None:

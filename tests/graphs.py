@@ -107,7 +107,7 @@ def compiled(call: Callable, *inputs: Any, grad: bool = False, dynamic: bool = F
         program = pipeline.run(
             program_from_dynamo(graph_module, example_inputs, config, ModuleNames(compiled_module())), dump
         )
-        binding = InputBinding(program, example_inputs)
+        binding = InputBinding(program)
         found.append((program, dict(dump.stages)))
         return lambda *args: program.graph_module(*binding(args))
 

@@ -19,7 +19,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 import int8pass.notices
 import int8pass.weights
 from int8pass import int8mixed, pipeline
-from int8pass.errors import ConfigError, FreedWeightError, WeightError
+from int8pass.errors import ConfigError, FreedWeightError
 from int8pass.weights import FreedParameter, requantize
 from tests import reference
 
@@ -635,13 +635,12 @@ def test_requantize_takes_a_compiled_model():
     assert_follows_reference(run(x), model, x)
 
 
-def test_weight_that_becomes_nan_raises():
+def test_weight_that_becomes_nan_is_float_until_it_is_finite_again():
     model, x = frozen(nn.Linear(IN, OUT)), activation(5)
     run = compiled(model)
     run(x)
     model.weight.fill_(torch.nan)
-    with pytest.raises(WeightError, match="NaN or infinity"):
-        run(x)
+    assert run(x).isnan().all() and run(x).isnan().all()
     model.weight.fill_(0.5)
     assert_follows_reference(run(x), model, x)
 

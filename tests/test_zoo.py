@@ -68,13 +68,13 @@ def decisions(monkeypatch):
 def fetched(monkeypatch):
     """Addresses of the weights whose int8 form was asked for, by a graph of their own or by one they share."""
     seen = set()
-    original = int8pass.backend.WEIGHTS.get
+    original = int8pass.weights.WEIGHTS.get
 
     def get(tensor, view, evaluate):
         seen.add(tensor.data_ptr())
         return original(tensor, view, evaluate)
 
-    monkeypatch.setattr(int8pass.backend.WEIGHTS, "get", get)
+    monkeypatch.setattr(int8pass.weights.WEIGHTS, "get", get)
     return seen
 
 

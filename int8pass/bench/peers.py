@@ -152,7 +152,7 @@ def _held_by(module: nn.Module, without: Sequence[str] = ()) -> Iterator[Tensor]
 def _bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind the tensors, each counted once, and of the int8 forms that int8pass keeps."""
     found = list(tensors)
-    int8 = [cached.quantized.nbytes for tensor in found for cached in WEIGHTS._views.get(tensor, {}).values()]
+    int8 = [WEIGHTS.nbytes(tensor) for tensor in found]
     storages = [tensor.untyped_storage() for outer in found if not is_freed(outer) for tensor in _plain(outer)]
     return sum(int8) + sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
 

@@ -34,8 +34,8 @@ def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
 @functools.cache
 def has_exact_int8_instructions() -> bool:
     """Whether oneDNN's int8 product is exact on this CPU with all codes at +-127."""
-    x = torch.full((16, 64), INT8_MAX, dtype=torch.int8)
-    weight = torch.full((64, 64), INT8_MAX, dtype=torch.int8)
+    x = torch.full((16, 64), INT8_MAX, dtype=torch.int8, device="cpu")
+    weight = torch.full((64, 64), INT8_MAX, dtype=torch.int8, device="cpu")
     weight[1::2] = -INT8_MAX
     exact = torch.equal(int8_product(x, weight.t()), matmul_through_float32(x, weight))
     if not exact:

@@ -14,6 +14,7 @@ from torch import fx
 
 from int8pass.graph import (
     PROVENANCE,
+    in_dtype_of,
     insert,
     insert_linear,
     is_canonical_linear,
@@ -72,9 +73,27 @@ def _linear(program: Program, node: fx.Node) -> fx.Node | Skip:
     x, weight = node_argument(node, 0, "input"), node_argument(node, 1, "weight")
     if (refusal := _refuse_weight(program, node, weight)) is not None:
         return refusal
+    bias = node_argument(node, 2, "bias")
+    if bias is not None and not _fits(bias, value_of(weight).shape[0]):
+        return _with_addition(node, insert_linear(node, x, weight, None), bias)
     if is_canonical_linear(node):
         return node
-    return _finish(node, insert_linear(node, x, weight, node_argument(node, 2, "bias")))
+    return _finish(node, insert_linear(node, x, weight, bias))
+
+
+def _inner(program: Program, node: fx.Node) -> fx.Node | Skip:
+    x, weight = node_argument(node, 0, "input"), node_argument(node, 1, "other")
+    return _refuse_weight(program, node, weight) or _finish(node, insert_linear(node, x, weight, None))
+
+
+def _fits(bias: fx.Node, outputs: int) -> bool:
+    """Whether a bias is [N]: a broadcast one is added after the Linear."""
+    return value_of(bias).dim() == 1 and value_of(bias).shape[0] == outputs
+
+
+def _with_addition(node: fx.Node, linear: fx.Node, bias: fx.Node) -> fx.Node:
+    replace(node, in_dtype_of(node, insert(node, aten.add.Tensor, linear, bias)))
+    return linear
 
 
 def _matmul(program: Program, node: fx.Node) -> fx.Node | Skip:
@@ -104,11 +123,9 @@ def _addmm(program: Program, node: fx.Node) -> fx.Node | Skip:
     if node.kwargs.get("beta", 1) != 1 or node.kwargs.get("alpha", 1) != 1:
         return Skip(node, "addmm with alpha or beta other than 1")
     transposed = insert(node, aten.t.default, weight)
-    if value_of(bias).dim() == 1 and value_of(bias).shape[0] == value_of(transposed).shape[0]:
+    if _fits(bias, value_of(transposed).shape[0]):
         return _finish(node, insert_linear(node, x, transposed, bias))
-    linear = insert_linear(node, x, transposed, None)
-    replace(node, insert(node, aten.add.Tensor, linear, bias))
-    return linear
+    return _with_addition(node, insert_linear(node, x, transposed, None), bias)
 
 
 def _einsum(program: Program, node: fx.Node) -> fx.Node | Skip:
@@ -128,6 +145,8 @@ def _stacked(program: Program, node: fx.Node) -> Skip:
 
 _REWRITES: dict[str, Callable] = {
     "linear": _linear,
+    "inner": _inner,
+    "tensordot": lambda program, node: Skip(node, "tensordot is not matched: write it as matmul"),
     "matmul": _matmul,
     "__matmul__": _matmul,
     "__rmatmul__": lambda program, node: Skip(node, "reflected matmul"),
@@ -190,7 +209,7 @@ def _absorb_bias(linear: fx.Node) -> fx.Node:
     bias = addition.args[1] if addition.args[0] is linear else addition.args[0]
     if not _is_bias(bias, linear) or (is_mutation(addition) and addition.args[0] is not linear):
         return linear
-    if _writes_between(linear, addition):
+    if _differs_between(linear, addition):
         return linear
     with_bias = insert_linear(addition, *linear.args[:2], bias)
     with_bias.meta.update({key: linear.meta[key] for key in PROVENANCE if key in linear.meta})
@@ -198,9 +217,13 @@ def _absorb_bias(linear: fx.Node) -> fx.Node:
     return with_bias
 
 
-def _writes_between(first: fx.Node, last: fx.Node) -> bool:
+_MODE_CHANGES = frozenset({"_set_grad_enabled", "_enter_autocast", "_exit_autocast"})
+
+
+def _differs_between(first: fx.Node, last: fx.Node) -> bool:
+    """Whether a write, or a change of grad mode or autocast, separates two nodes."""
     node = first.next
-    while node is not last and not is_mutation(node):
+    while node is not last and not is_mutation(node) and operation(node) not in _MODE_CHANGES:
         node = node.next
     return node is not last
 
@@ -208,5 +231,4 @@ def _writes_between(first: fx.Node, last: fx.Node) -> bool:
 def _is_bias(bias: object, linear: fx.Node) -> bool:
     if bias is linear or not is_tensor(bias) or bias.op not in ("placeholder", "get_attr"):
         return False
-    value, output = value_of(bias), value_of(linear)
-    return value.dim() == 1 and value.shape[0] == output.shape[-1] and value.dtype == output.dtype
+    return _fits(bias, value_of(linear).shape[-1]) and value_of(bias).dtype == value_of(linear).dtype

@@ -75,7 +75,7 @@ def _rewrite(node: fx.Node, x: fx.Node, x_labels: str, w: fx.Node, w_labels: str
         return Skip(node, "einsum that contracts nothing, or sums a label of one operand alone")
     if x_labels != "".join(batch + contracted):
         return Skip(node, "einsum that does not contract the last dimension")
-    if any(value_of(x).shape[x_labels.index(label)] == 1 != _size(w, w_labels, label) for label in contracted):
+    if any((value_of(x).shape[x_labels.index(label)] == 1) != (_size(w, w_labels, label) == 1) for label in contracted):
         return Skip(node, "einsum that stretches a dimension of size 1")
     weight = _matrix(node, w, w_labels, contracted, free)
     linear = _linear_over_flat(node, x, len(batch), contracted, weight)

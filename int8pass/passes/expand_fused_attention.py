@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from int8pass.graph import PROVENANCE, fake_mode_of, insert, is_torch_call, operation, replace, value_of
+from int8pass.graph import PROVENANCE, fake_mode_of, in_dtype_of, is_torch_call, operation, replace, value_of
 from int8pass.program import Program
 from int8pass.torch_private import tree_flatten, tree_unflatten
 
@@ -71,16 +71,9 @@ def _inline(node: fx.Node, body: fx.GraphModule, leaves: list[fx.Node]) -> None:
             copy.meta["val"] = inner.meta.get("val")
     result = next(iter(body.graph.find_nodes(op="output"))).args[0]
     if isinstance(result, fx.Node):
-        replace(node, _in_dtype_of(node, copies[result]))
+        replace(node, in_dtype_of(node, copies[result]))
     else:
         _replace_items(node, [copies[item] if isinstance(item, fx.Node) else item for item in result])
-
-
-def _in_dtype_of(node: fx.Node, result: fx.Node) -> fx.Node:
-    """The result in the dtype of the node it stands for, which an autocast region may have chosen."""
-    if value_of(result).dtype == value_of(node).dtype:
-        return result
-    return insert(node, torch.ops.aten.to.dtype, result, value_of(node).dtype)
 
 
 def _replace_items(node: fx.Node, items: list) -> None:
@@ -88,7 +81,7 @@ def _replace_items(node: fx.Node, items: list) -> None:
     for user in list(node.users):
         item = items[user.args[1]]
         if isinstance(item, fx.Node):
-            user.replace_all_uses_with(_in_dtype_of(user, item))
+            user.replace_all_uses_with(in_dtype_of(user, item))
         else:  # None, for attention weights that were not asked for
             _replace_by_constant(user, item)
         node.graph.erase_node(user)

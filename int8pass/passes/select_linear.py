@@ -10,10 +10,10 @@ import torch
 from torch import fx, nn
 
 from int8pass.config import Int8MixedConfig
-from int8pass.graph import is_mutation, node_argument, operation, value_of
+from int8pass.graph import is_mutation, is_tensor, node_argument, operation, value_of
 from int8pass.program import ModuleTensor, Program
 from int8pass.quantization.absmax import INT8_MAX
-from int8pass.weight_expression import is_view
+from int8pass.torch_private import storage_id, tree_leaves
 from int8pass.weights import is_freed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -25,6 +25,7 @@ LARGEST_K = torch.iinfo(torch.int32).max // INT8_MAX**2
 def select_linear(program: Program) -> int:
     """Remove from program.linears what is skipped. Returns how many are left."""
     grad_modes = _grad_modes(program)
+    written = _storages_written(program)
     tied = program.embeddings | _embeddings_in(program)
     for node, expression in list(program.linears.items()):
         source = program.tensors[expression.root]
@@ -33,7 +34,7 @@ def select_linear(program: Program) -> int:
             or name_refusal(program.config, source, tied)
             or _skip_by_dtype_and_shape(node)
             or _skip_by_gradient(source, grad_modes[node])
-            or _skip_by_mutation(program, expression.root)
+            or ("the weight is written to in the graph" if storage_id(source.tensor) in written else "")
         )
         if reason:
             program.skip(node, reason, expression)
@@ -109,19 +110,16 @@ def _skip_by_gradient(source: ModuleTensor, grad_enabled: bool) -> str:
 GRADIENT_REASON = "the weight needs a gradient and grad mode is on"
 
 
-def _skip_by_mutation(program: Program, root: str) -> str:
-    node = next(node for node in program.graph.nodes if node.name == root)
-    return "the weight is written to in the graph" if _is_written(node) else ""
-
-
-def _is_written(node: fx.Node) -> bool:
-    """Whether a call writes to a tensor or to a view of it."""
-    for user in node.users:
-        if is_mutation(user) and node in (node_argument(user, 0, ""), user.kwargs.get("out")):
-            return True
-        if is_view(user) and _is_written(user):
-            return True
-    return False
+def _storages_written(program: Program) -> frozenset[int]:
+    """Addresses of the weights' memory that the graph writes to, through whichever view or alias."""
+    written = set()
+    for node in program.graph.nodes:
+        if is_mutation(node):
+            targets = tree_leaves((node_argument(node, 0, ""), node.kwargs.get("out")))
+            written |= {storage_id(value_of(target)) for target in targets if is_tensor(target)}
+    roots = {node.name: node for node in program.graph.nodes if node.name in program.tensors}
+    changed = (program.tensors[name].tensor for name, node in roots.items() if storage_id(value_of(node)) in written)
+    return frozenset(map(storage_id, changed))
 
 
 def _grad_modes(program: Program) -> dict[fx.Node, bool]:

@@ -33,7 +33,7 @@ def load() -> str:
     try:
         library = _library()
         if not library.exists():
-            logger.info("building the CPU kernel (once for this machine and torch version)")
+            logger.warning("building the CPU kernel (once for this machine and torch version)")
             _build(library)
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:

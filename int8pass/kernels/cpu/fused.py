@@ -53,11 +53,11 @@ def is_available() -> bool:
 
 def _inexact() -> str:
     """Run extreme codes through the kernel: without VNNI its sums would saturate. Returns why it cannot be used."""
-    codes = torch.full((64, 256), INT8_MAX, dtype=torch.int8)
+    codes = torch.full((64, 256), INT8_MAX, dtype=torch.int8, device="cpu")
     codes[1::2] = -INT8_MAX
-    x = torch.full((17, 256), float(INT8_MAX))
+    x = torch.full((17, 256), float(INT8_MAX), dtype=torch.float32, device="cpu")
     x[:, ::3] *= -1.0
-    scale = torch.ones(64)
+    scale = torch.ones(64, dtype=torch.float32, device="cpu")
     try:
         quantized = cpu_quantize(x, 0.0, False)
         y = cpu_linear(x, *quantized, pack(codes), code_offset(codes), scale, None, None, 0.0, False, torch.float32)

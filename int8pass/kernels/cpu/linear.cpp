@@ -34,6 +34,22 @@ constexpr int64_t kFewOutliers = 64;  // above this a separate float GEMM is fas
 constexpr float kInt8Max = 127.0f;
 constexpr int32_t kZeroPoint = 128;
 
+template <typename Function>
+void read_as_type(const Tensor& tensor, Function&& function) {
+  if (tensor.scalar_type() == at::kFloat) function(tensor.const_data_ptr<float>());
+  else if (tensor.scalar_type() == at::kBFloat16) function(tensor.const_data_ptr<at::BFloat16>());
+  else if (tensor.scalar_type() == at::kHalf) function(tensor.const_data_ptr<at::Half>());
+  else TORCH_CHECK(false, "expected float32, bfloat16 or float16, not ", tensor.scalar_type());
+}
+
+template <typename Function>
+void write_as_type(const Tensor& tensor, Function&& function) {
+  if (tensor.scalar_type() == at::kFloat) function(tensor.data_ptr<float>());
+  else if (tensor.scalar_type() == at::kBFloat16) function(tensor.data_ptr<at::BFloat16>());
+  else if (tensor.scalar_type() == at::kHalf) function(tensor.data_ptr<at::Half>());
+  else TORCH_CHECK(false, "expected float32, bfloat16 or float16, not ", tensor.scalar_type());
+}
+
 // |x| as ordered bits: a NaN sorts above infinity, so a maximum over them never hides it
 inline uint32_t magnitude_bits(float value) {
   uint32_t bits;
@@ -150,14 +166,10 @@ std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double threshol
   Tensor scale = at::empty(shape, input.options().dtype(at::kFloat));
   Tensor outliers = at::zeros({width}, input.options().dtype(at::kBool));
   const QuantizePlan plan{rows, width, padded, static_cast<float>(threshold), per_token};
-  auto run = [&](const auto* data) {
+  read_as_type(input, [&](const auto* data) {
     quantize_rows(data, codes.data_ptr<uint8_t>(), scale.data_ptr<float>(),
                   reinterpret_cast<uint8_t*>(outliers.data_ptr<bool>()), plan);
-  };
-  if (input.scalar_type() == at::kFloat) run(input.const_data_ptr<float>());
-  else if (input.scalar_type() == at::kBFloat16) run(input.const_data_ptr<at::BFloat16>());
-  else if (input.scalar_type() == at::kHalf) run(input.const_data_ptr<at::Half>());
-  else TORCH_CHECK(false, "cpu_quantize: x must be float32, bfloat16 or float16, not ", input.scalar_type());
+  });
   return {codes, scale, outliers};
 }
 
@@ -189,11 +201,14 @@ void gather_packed(const int8_t* packed, const float* weight_scale, int64_t outp
 template <typename T>
 void gather_inputs(const T* x, int64_t rows, int64_t width, const std::vector<int64_t>& columns, bool per_token,
                    float threshold, float* out) {
-  for (int64_t m = 0; m < rows; ++m)
-    for (size_t j = 0; j < columns.size(); ++j) {
-      const float value = static_cast<float>(x[m * width + columns[j]]);
-      out[m * columns.size() + j] = !per_token || std::fabs(value) >= threshold ? value : 0.0f;
-    }
+  const int64_t count = static_cast<int64_t>(columns.size());
+  at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / count), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m)
+      for (int64_t j = 0; j < count; ++j) {
+        const float value = static_cast<float>(x[m * width + columns[j]]);
+        out[m * count + j] = !per_token || std::fabs(value) >= threshold ? value : 0.0f;
+      }
+  });
 }
 
 struct Epilogue {
@@ -250,24 +265,19 @@ void multiply(const uint8_t* codes, const int8_t* packed, T* out, int64_t rows, 
   });
 }
 
-template <typename Function>
-void with_type(const Tensor& tensor, Function&& function) {
-  if (tensor.scalar_type() == at::kFloat) function(tensor.data_ptr<float>());
-  else if (tensor.scalar_type() == at::kBFloat16) function(tensor.data_ptr<at::BFloat16>());
-  else if (tensor.scalar_type() == at::kHalf) function(tensor.data_ptr<at::Half>());
-  else TORCH_CHECK(false, "cpu_linear: expected float32, bfloat16 or float16, not ", tensor.scalar_type());
-}
-
 Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, const Tensor& outliers,
                   const Tensor& packed, const Tensor& offset, const Tensor& weight_scale,
                   const std::optional<Tensor>& bias, const std::optional<Tensor>& weight, double threshold,
                   bool per_token, at::ScalarType dtype) {
-  const Tensor input = x.contiguous();
-  const int64_t padded = codes.size(-1), outputs = weight_scale.numel(), width = input.size(-1);
+  const int64_t padded = codes.size(-1), outputs = weight_scale.numel(), width = x.size(-1);
   const int64_t rows = scale.numel();
-  auto shape = input.sizes().vec();
+  TORCH_CHECK(packed.size(0) * kBlockN >= outputs && packed.size(1) * 4 == padded && offset.numel() == outputs,
+              "cpu_linear: the packed weight does not fit the input");
+  TORCH_CHECK(!bias || bias->numel() == outputs, "cpu_linear: bias must be [N]");
+  TORCH_CHECK(!weight || (weight->size(0) == outputs && weight->size(1) == width), "cpu_linear: weight must be [N, K]");
+  auto shape = x.sizes().vec();
   shape.back() = outputs;
-  Tensor out = at::empty(shape, input.options().dtype(dtype));
+  Tensor out = at::empty(shape, x.options().dtype(dtype));
   if (out.numel() == 0) return out;
 
   const auto* mask = reinterpret_cast<const uint8_t*>(outliers.const_data_ptr<bool>());
@@ -276,20 +286,24 @@ Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, con
   const int64_t width_out = (outputs + kBlockN - 1) / kBlockN * kBlockN;
   Tensor inputs, weights, product;
   if (count > 0) {
+    const Tensor input = x.contiguous();
     inputs = at::empty({rows, count}, input.options().dtype(at::kFloat));
     weights = at::empty({count, width_out}, input.options().dtype(at::kFloat));
     float* weight_rows = weights.data_ptr<float>();
-    with_type(input, [&](auto* data) {
+    read_as_type(input, [&](auto* data) {
       gather_inputs(data, rows, width, columns, per_token, static_cast<float>(threshold), inputs.data_ptr<float>());
     });
     if (weight.has_value())
-      with_type(*weight, [&](auto* data) {
+      read_as_type(*weight, [&](auto* data) {
         gather_original(data, outputs, weight->stride(0), weight->stride(1), width_out, columns, weight_rows);
       });
     else
       gather_packed(packed.const_data_ptr<int8_t>(), weight_scale.const_data_ptr<float>(), outputs, padded, width_out,
                     columns, weight_rows);
-    if (count > kFewOutliers) product = at::mm(inputs, weights.narrow(1, 0, outputs)).contiguous();
+    if (count > kFewOutliers) {  // out= is not autocast, so an enclosing autocast region cannot round the product
+      product = at::empty({rows, outputs}, inputs.options());
+      at::mm_out(product, inputs, weights.narrow(1, 0, outputs));
+    }
   }
   const Tensor bias_float = bias.has_value() ? bias->to(at::kFloat).contiguous() : Tensor();
   const Epilogue epilogue{offset.const_data_ptr<int32_t>(),
@@ -302,7 +316,7 @@ Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, con
                           product.defined() ? 0 : count,
                           width_out,
                           outputs};
-  with_type(out, [&](auto* data) {
+  write_as_type(out, [&](auto* data) {
     multiply(codes.const_data_ptr<uint8_t>(), packed.const_data_ptr<int8_t>(), data, rows, padded, epilogue);
   });
   return out;
