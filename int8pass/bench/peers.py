@@ -179,6 +179,10 @@ def int8mixed(**options) -> Callable[[nn.Module], Callable]:
     return lambda model: torch.compile(model, backend="int8mixed", dynamic=True, options=options)
 
 
+def _int8mixed_bfloat16(model: nn.Module) -> Callable:
+    return int8mixed()(model.bfloat16())
+
+
 def _bitsandbytes(model: nn.Module) -> nn.Module:
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
@@ -213,6 +217,7 @@ PEERS = (
     Contestant("bfloat16, Inductor", _bfloat16),
     Contestant("int8mixed", int8mixed()),
     Contestant("int8mixed, free_weights", int8mixed(free_weights=True)),
+    Contestant("int8mixed on the bfloat16 model", _int8mixed_bfloat16),
     Contestant("bitsandbytes Linear8bitLt, threshold 6", _bitsandbytes),
     Contestant("torchao int8 dynamic, Inductor", _torchao),
     Contestant("torch quantize_dynamic", _quantize_dynamic),

@@ -76,6 +76,21 @@ def test_nan_and_infinity_are_not_hidden(outliers):
     assert run(x, weight, None, 0.0, outliers, original=True)[0][3].isnan().all()
 
 
+def test_a_row_whose_largest_feature_is_an_outlier_elsewhere_is_scaled_without_it():
+    x, weight = planted(40, 130, torch.float32, outliers=0).clamp(-3, 3), planted(33, 130, torch.float32, outliers=0)
+    x[:, 17] = 5.5  # the largest of every row, and an outlier in one
+    x[7, 17] = 8.0
+    _, codes, scale, mask = run(x, weight, None, 6.0, "column", original=True)
+    expected_codes, expected_scale, _ = reference.quantize_activation(as_array(x), 6.0, "column")
+    assert mask.nonzero().flatten().tolist() == [17]
+    assert np.array_equal(codes.numpy()[:, :130].astype(np.int32) - 128, expected_codes)
+    assert np.array_equal(scale.numpy(), expected_scale)
+    _, codes, scale, _ = run(x, weight, None, 6.0, "token", original=True)
+    expected_codes, expected_scale, _ = reference.quantize_activation(as_array(x), 6.0, "token")
+    assert np.array_equal(codes.numpy()[:, :130].astype(np.int32) - 128, expected_codes)
+    assert np.array_equal(scale.numpy(), expected_scale)
+
+
 def test_every_feature_an_outlier():
     x, weight = planted(9, 200, torch.float32), planted(70, 200, torch.float32)
     y = run(x, weight, None, 1e-6, "column", original=True)[0]

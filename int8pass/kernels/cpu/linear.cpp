@@ -97,9 +97,8 @@ inline void quantize_row(const float* __restrict x, float scale, uint8_t* __rest
 }
 
 // Outliers count for nothing in the row's scale and have code 0: both follow from a 0 in their place
-inline void zero_outliers(float* x, const std::vector<int64_t>& columns, float threshold, bool per_token) {
-  for (const int64_t k : columns)
-    if (!per_token || std::fabs(x[k]) >= threshold) x[k] = 0.0f;
+inline void zero_own_outliers(float* __restrict x, float threshold, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) x[k] = std::fabs(x[k]) >= threshold ? 0.0f : x[k];
 }
 
 std::vector<int64_t> marked(const uint8_t* mask, int64_t count) {
@@ -115,6 +114,18 @@ struct QuantizePlan {
   bool per_token;
 };
 
+// One row whose outliers are 0 already: its scale and codes. Returns the bits of its largest magnitude.
+inline uint32_t finish_quantize(const float* row, uint8_t* codes, float* scale, const QuantizePlan& plan) {
+  const uint32_t most = max_bits(row, plan.width);
+  *scale = scale_from(most);
+  if (*scale > 0.0f) quantize_row(row, *scale, codes, plan.width);
+  else std::memset(codes, kZeroPoint, plan.width);
+  std::memset(codes + plan.width, kZeroPoint, plan.padded - plan.width);
+  return most;
+}
+
+// Reads x once: each row is quantized with its own outliers left out. By column, a feature that is an outlier in
+// another row is then cleared here too, and the row done again only where it held the row's largest magnitude.
 template <typename T>
 void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, const QuantizePlan& plan) {
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(plan.width, 1));
@@ -126,31 +137,32 @@ void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, 
     std::vector<uint8_t> seen;
     for (int64_t m = begin; m < end; ++m) {
       to_float(x + m * plan.width, row.data(), plan.width);
-      most[m] = max_bits(row.data(), plan.width);
-      if (detect && most[m] >= magnitude_bits(plan.threshold)) {
+      if (detect && max_bits(row.data(), plan.width) >= magnitude_bits(plan.threshold)) {
         seen.resize(plan.width, 0);
         mark_outliers(row.data(), seen.data(), plan.threshold, plan.width);
+        zero_own_outliers(row.data(), plan.threshold, plan.width);
       }
+      most[m] = finish_quantize(row.data(), codes + m * plan.padded, scale + m, plan);
     }
     if (!seen.empty()) {
       std::lock_guard<std::mutex> guard(merge);
       for (int64_t k = 0; k < plan.width; ++k) outliers[k] |= seen[k];
     }
   });
-  const std::vector<int64_t> columns = detect ? marked(outliers, plan.width) : std::vector<int64_t>();
+  const std::vector<int64_t> columns = detect && !plan.per_token ? marked(outliers, plan.width) : std::vector<int64_t>();
+  if (columns.empty()) return;
   at::parallel_for(0, plan.rows, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> row(plan.width);
     for (int64_t m = begin; m < end; ++m) {
-      to_float(x + m * plan.width, row.data(), plan.width);
-      if (!columns.empty()) {
-        zero_outliers(row.data(), columns, plan.threshold, plan.per_token);
-        most[m] = max_bits(row.data(), plan.width);
+      bool again = std::isnan(scale[m]);  // a NaN hides which feature was the largest otherwise
+      for (const int64_t k : columns) {
+        codes[m * plan.padded + k] = kZeroPoint;
+        again |= magnitude_bits(static_cast<float>(x[m * plan.width + k])) == most[m];
       }
-      scale[m] = scale_from(most[m]);
-      uint8_t* target = codes + m * plan.padded;
-      if (scale[m] > 0.0f) quantize_row(row.data(), scale[m], target, plan.width);
-      else std::memset(target, kZeroPoint, plan.width);
-      std::memset(target + plan.width, kZeroPoint, plan.padded - plan.width);
+      if (!again) continue;
+      to_float(x + m * plan.width, row.data(), plan.width);
+      for (const int64_t k : columns) row[k] = 0.0f;
+      finish_quantize(row.data(), codes + m * plan.padded, scale + m, plan);
     }
   });
 }
