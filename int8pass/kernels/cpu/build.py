@@ -16,7 +16,8 @@ from int8pass import torch_private
 
 logger = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("linear.cpp")
+_FOLDER = Path(__file__).parent
+_SOURCE = _FOLDER / "linear.cpp"
 _FLAGS = (
     "-O3 -std=c++20 -march=native -fPIC -fopenmp -DAT_PARALLEL_OPENMP=1 "
     # lets the loops over rows vectorize; division and rounding stay IEEE
@@ -43,7 +44,8 @@ def load() -> str:
 
 def _library() -> Path:
     """One file for each source, torch version and processor, since the code is compiled for this processor."""
-    parts = (_SOURCE.read_text(), " ".join(_FLAGS), torch.__version__, platform.machine(), _processor_flags())
+    sources = [path.read_text() for path in (_SOURCE, *sorted(_FOLDER.glob("*.h")))]
+    parts = (*sources, " ".join(_FLAGS), torch.__version__, platform.machine(), _processor_flags())
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return _cache_folder() / f"linear-{digest}.so"
 

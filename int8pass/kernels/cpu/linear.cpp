@@ -7,184 +7,19 @@
 // acc - 128 * sum(weights), and stays exact in int32 while K * 255 * 127 < 2^31.
 
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <mutex>
 #include <optional>
-#include <tuple>
-#include <vector>
 
+#include "quantize.h"
+
+namespace int8pass {
 namespace {
-
-using at::Tensor;
-
-constexpr int64_t kBlockN = 64;       // columns of one packed weight block
-constexpr int64_t kBlockM = 32;       // rows of one int32 tile: 32 x 64 x 4 bytes stay in L1
-constexpr int64_t kFewOutliers = 64;  // above this a separate float GEMM is faster than the epilogue's loop
-constexpr float kInt8Max = 127.0f;
-constexpr int32_t kZeroPoint = 128;
-
-template <typename Function>
-void read_as_type(const Tensor& tensor, Function&& function) {
-  if (tensor.scalar_type() == at::kFloat) function(tensor.const_data_ptr<float>());
-  else if (tensor.scalar_type() == at::kBFloat16) function(tensor.const_data_ptr<at::BFloat16>());
-  else if (tensor.scalar_type() == at::kHalf) function(tensor.const_data_ptr<at::Half>());
-  else TORCH_CHECK(false, "expected float32, bfloat16 or float16, not ", tensor.scalar_type());
-}
-
-template <typename Function>
-void write_as_type(const Tensor& tensor, Function&& function) {
-  if (tensor.scalar_type() == at::kFloat) function(tensor.data_ptr<float>());
-  else if (tensor.scalar_type() == at::kBFloat16) function(tensor.data_ptr<at::BFloat16>());
-  else if (tensor.scalar_type() == at::kHalf) function(tensor.data_ptr<at::Half>());
-  else TORCH_CHECK(false, "expected float32, bfloat16 or float16, not ", tensor.scalar_type());
-}
-
-// |x| as ordered bits: a NaN sorts above infinity, so a maximum over them never hides it
-inline uint32_t magnitude_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits & 0x7fffffffu;
-}
-
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-template <typename T>
-inline void to_float(const T* __restrict x, float* __restrict out, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) out[k] = static_cast<float>(x[k]);
-}
-
-inline uint32_t max_bits(const float* __restrict x, int64_t count) {
-  uint32_t most = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    const uint32_t bits = magnitude_bits(x[k]);
-    most = bits > most ? bits : most;
-  }
-  return most;
-}
-
-inline void mark_outliers(const float* __restrict x, uint8_t* __restrict outlier, float threshold, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) outlier[k] |= static_cast<uint8_t>(std::fabs(x[k]) >= threshold);
-}
-
-inline float scale_from(uint32_t bits) {
-  const float scale = from_bits(bits) / kInt8Max;
-  if (std::isinf(scale)) return std::numeric_limits<float>::quiet_NaN();
-  return scale < std::numeric_limits<float>::min() ? 0.0f : scale;
-}
-
-inline void quantize_row(const float* __restrict x, float scale, uint8_t* __restrict codes, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) {
-    float code = std::nearbyint(x[k] / scale);
-    code = code > kInt8Max ? kInt8Max : code;
-    code = code < -kInt8Max ? -kInt8Max : code;
-    codes[k] = static_cast<uint8_t>(static_cast<int32_t>(code) + kZeroPoint);
-  }
-}
-
-// Outliers count for nothing in the row's scale and have code 0: both follow from a 0 in their place
-inline void zero_own_outliers(float* __restrict x, float threshold, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) x[k] = std::fabs(x[k]) >= threshold ? 0.0f : x[k];
-}
-
-std::vector<int64_t> marked(const uint8_t* mask, int64_t count) {
-  std::vector<int64_t> columns;
-  for (int64_t k = 0; k < count; ++k)
-    if (mask[k]) columns.push_back(k);
-  return columns;
-}
-
-struct QuantizePlan {
-  int64_t rows, width, padded;
-  float threshold;
-  bool per_token;
-};
-
-// One row whose outliers are 0 already: its scale and codes. Returns the bits of its largest magnitude.
-inline uint32_t finish_quantize(const float* row, uint8_t* codes, float* scale, const QuantizePlan& plan) {
-  const uint32_t most = max_bits(row, plan.width);
-  *scale = scale_from(most);
-  if (*scale > 0.0f) quantize_row(row, *scale, codes, plan.width);
-  else std::memset(codes, kZeroPoint, plan.width);
-  std::memset(codes + plan.width, kZeroPoint, plan.padded - plan.width);
-  return most;
-}
-
-// Reads x once: each row is quantized with its own outliers left out. By column, a feature that is an outlier in
-// another row is then cleared here too, and the row done again only where it held the row's largest magnitude.
-template <typename T>
-void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, const QuantizePlan& plan) {
-  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(plan.width, 1));
-  const bool detect = plan.threshold > 0.0f;
-  std::vector<uint32_t> most(plan.rows);
-  std::mutex merge;
-  at::parallel_for(0, plan.rows, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(plan.width);
-    std::vector<uint8_t> seen;
-    for (int64_t m = begin; m < end; ++m) {
-      to_float(x + m * plan.width, row.data(), plan.width);
-      if (detect && max_bits(row.data(), plan.width) >= magnitude_bits(plan.threshold)) {
-        seen.resize(plan.width, 0);
-        mark_outliers(row.data(), seen.data(), plan.threshold, plan.width);
-        zero_own_outliers(row.data(), plan.threshold, plan.width);
-      }
-      most[m] = finish_quantize(row.data(), codes + m * plan.padded, scale + m, plan);
-    }
-    if (!seen.empty()) {
-      std::lock_guard<std::mutex> guard(merge);
-      for (int64_t k = 0; k < plan.width; ++k) outliers[k] |= seen[k];
-    }
-  });
-  const std::vector<int64_t> columns = detect && !plan.per_token ? marked(outliers, plan.width) : std::vector<int64_t>();
-  if (columns.empty()) return;
-  at::parallel_for(0, plan.rows, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(plan.width);
-    for (int64_t m = begin; m < end; ++m) {
-      bool again = std::isnan(scale[m]);  // a NaN hides which feature was the largest otherwise
-      for (const int64_t k : columns) {
-        codes[m * plan.padded + k] = kZeroPoint;
-        again |= magnitude_bits(static_cast<float>(x[m * plan.width + k])) == most[m];
-      }
-      if (!again) continue;
-      to_float(x + m * plan.width, row.data(), plan.width);
-      for (const int64_t k : columns) row[k] = 0.0f;
-      finish_quantize(row.data(), codes + m * plan.padded, scale + m, plan);
-    }
-  });
-}
-
-std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double threshold, bool per_token) {
-  const Tensor input = x.contiguous();
-  const int64_t width = input.size(-1), rows = width ? input.numel() / width : 0;
-  const int64_t padded = (width + 3) / 4 * 4;
-  auto shape = input.sizes().vec();
-  shape.back() = padded;
-  Tensor codes = at::empty(shape, input.options().dtype(at::kByte));
-  shape.pop_back();
-  Tensor scale = at::empty(shape, input.options().dtype(at::kFloat));
-  Tensor outliers = at::zeros({width}, input.options().dtype(at::kBool));
-  const QuantizePlan plan{rows, width, padded, static_cast<float>(threshold), per_token};
-  read_as_type(input, [&](const auto* data) {
-    quantize_rows(data, codes.data_ptr<uint8_t>(), scale.data_ptr<float>(),
-                  reinterpret_cast<uint8_t*>(outliers.data_ptr<bool>()), plan);
-  });
-  return {codes, scale, outliers};
-}
-
 
 template <typename T>
 void gather_original(const T* weight, int64_t outputs, int64_t row_stride, int64_t column_stride, int64_t width_out,
@@ -335,8 +170,9 @@ Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, con
 }
 
 }  // namespace
+}  // namespace int8pass
 
 TORCH_LIBRARY_IMPL(int8pass, CPU, library) {
-  library.impl("cpu_quantize", &cpu_quantize);
-  library.impl("cpu_linear", &cpu_linear);
+  library.impl("cpu_quantize", &int8pass::cpu_quantize);
+  library.impl("cpu_linear", &int8pass::cpu_linear);
 }
