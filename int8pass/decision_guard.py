@@ -49,13 +49,14 @@ class DecisionGuard:
         choice = self._seen.get(tuple(map(id, weights)))
         if choice is None or not choice.holds(weights):
             choice = self._choose(args, weights)
-        try:
-            return choice.run(*args)
-        except WeightError as error:  # raised before anything ran, as long as a weight is not finite
-            if choice.without_bad_weights is None:
-                logger.warning("%s: while it does, its graph runs op by op, and its Linear in float", error)
-                choice.without_bad_weights = self._variant(args, ModuleNames(compiled_module()))
-            return choice.without_bad_weights(*args)
+        for run in filter(None, (choice.run, choice.without_bad_weights)):
+            try:
+                return run(*args)
+            except WeightError as error:  # raised before anything ran, as long as a weight is not finite
+                reason = str(error)  # not the error: a log record would keep its traceback, and so the inputs, alive
+        logger.warning("%s: while it does, its graph runs op by op, and its Linear in float", reason)
+        choice.without_bad_weights = self._variant(args, ModuleNames(compiled_module()))
+        return choice.without_bad_weights(*args)
 
     def _choose(self, args: tuple, weights: tuple[Tensor, ...]) -> "_Choice":
         names = ModuleNames(compiled_module())

@@ -141,7 +141,7 @@ class CachedWeight:
 
     __slots__ = ("__weakref__", "_fingerprint", "_storage", "_tensor", "quantized")
 
-    def __init__(self, tensor: Tensor, quantized: QuantizedWeight | WeightError) -> None:
+    def __init__(self, tensor: Tensor, quantized: QuantizedWeight | str) -> None:
         self._tensor = weakref.ref(tensor)
         self._storage = StorageWeakRef(tensor.untyped_storage())  # keeps its id from being given to another storage
         self._fingerprint: tuple | None = _fingerprint(tensor)
@@ -157,12 +157,12 @@ class CachedWeight:
         self._fingerprint = None
 
 
-def _quantized_or_error(evaluate: Callable[[Tensor], Tensor], tensor: Tensor) -> QuantizedWeight | WeightError:
+def _quantized_or_reason(evaluate: Callable[[Tensor], Tensor], tensor: Tensor) -> QuantizedWeight | str:
     with torch.inference_mode(False), torch.no_grad():
         try:
             return quantize_weight(evaluate(tensor))
         except WeightError as error:
-            return error
+            return str(error)  # not the error: its traceback would keep the tensor and the inputs of calls alive
 
 
 class WeightCache:
@@ -181,9 +181,9 @@ class WeightCache:
             views = self._views.setdefault(tensor, {})
             cached = views.get(view)
             if cached is None or not cached.serves(tensor):
-                cached = views[view] = CachedWeight(tensor, _quantized_or_error(evaluate, tensor))
-            if isinstance(cached.quantized, WeightError):
-                raise cached.quantized
+                cached = views[view] = CachedWeight(tensor, _quantized_or_reason(evaluate, tensor))
+            if isinstance(cached.quantized, str):
+                raise WeightError(cached.quantized)
             return cached
 
     def nbytes(self, tensor: Tensor) -> int:
