@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from int8pass.weights import WEIGHTS
-from tests.linear_models import IN, OUT, Mlp, activation, frozen
 from tests.backend.models import Layers
+from tests.linear_models import IN, OUT, Mlp, activation, frozen
 
 LOWERINGS = ("eager", pytest.param("inductor", marks=pytest.mark.inductor))
 
