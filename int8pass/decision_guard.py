@@ -6,12 +6,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import WeightError
-from int8pass.passes.select_linear import name_refusal
+from int8pass.passes.select_linear import GRADIENT_REASON, name_refusal
 from int8pass.program import ModuleTensor, Program
 from int8pass.torch_private import compiled_module
 
@@ -21,9 +22,10 @@ logger = logging.getLogger(__name__)
 class DecisionGuard:
     """Runs a compiled graph, and keeps to each layer's own decisions.
 
-    Dynamo may call one graph with the weights of several layers or models, while `skip_modules`, tied embeddings and
-    non-finite values decide by weight. Weights that were decided otherwise than those the graph was compiled for get a
-    variant of it, made by `compile_eager(program, inputs)`, which runs op by op.
+    Dynamo may call one graph with the weights of several layers or models, while `skip_modules`, tied embeddings,
+    gradients (up to PyTorch 2.11 its guards miss requires_grad) and non-finite values decide by weight.
+    Weights that were decided otherwise than those the graph was compiled for get a variant of it, made by
+    `compile_eager(program, inputs)`, which runs op by op.
     """
 
     def __init__(
@@ -83,22 +85,25 @@ class DecisionGuard:
         found = []
         for weight, default in zip(weights, self._defaults.values(), strict=True):
             source = ModuleTensor(names.of(weight, default), weight)
-            found.append(name_refusal(self._config, source, names.embeddings))
+            by_gradient = GRADIENT_REASON if torch.is_grad_enabled() and weight.requires_grad else ""
+            found.append(name_refusal(self._config, source, names.embeddings) or by_gradient)
         return tuple(found)
 
 
 class _Choice:
     """What runs for a set of weights. Weak references tell them from later tensors that are given the same ids."""
 
-    __slots__ = ("_weights", "run", "without_bad_weights")
+    __slots__ = ("_require_grad", "_weights", "run", "without_bad_weights")
 
     def __init__(self, weights: tuple[Tensor, ...], run: Callable) -> None:
         self._weights = tuple(map(weakref.ref, weights))
+        self._require_grad = [weight.requires_grad for weight in weights]
         self.run = run
         self.without_bad_weights: Callable | None = None
 
     def holds(self, weights: tuple[Tensor, ...]) -> bool:
-        return all(reference() is weight for reference, weight in zip(self._weights, weights, strict=True))
+        same = all(reference() is weight for reference, weight in zip(self._weights, weights, strict=True))
+        return same and self._require_grad == [weight.requires_grad for weight in weights]
 
     @property
     def is_alive(self) -> bool:

@@ -107,6 +107,11 @@ def is_recompilation() -> bool:
     return compile_id is not None and bool(compile_id.frame_compile_id)
 
 
+def is_tracing() -> bool:
+    """Whether Dynamo is tracing. Why private: torch.compiler.is_compiling is True only in the code that is traced."""
+    return torch._guards.TracingContext.try_get() is not None
+
+
 def _callers() -> Iterator[object]:
     frame = sys._getframe()
     while frame is not None:

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from int8pass.errors import FreedWeightError, WeightError
 from int8pass.kernels.cpu.packing import code_offset, pack, packed_shape, unpack
 from int8pass.quantization.absmax import INT8_MAX, absmax_codes, absmax_scale
-from int8pass.torch_private import as_plain_tensors, storage_id
+from int8pass.torch_private import as_plain_tensors, is_tracing, storage_id
 
 _ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
 
@@ -90,11 +90,19 @@ def quantize_weight(weight: Tensor) -> QuantizedWeight:
     return QuantizedWeight(codes, scale)
 
 
+_METHODS = """size stride dim numel is_floating_point is_complex element_size requires_grad_ is_conj is_neg
+storage_offset _is_view __hash__ __len__"""
+_ATTRIBUTES = """shape dtype device layout ndim nbytes requires_grad grad grad_fn is_leaf is_meta is_nested is_sparse
+is_sparse_csr is_quantized is_mkldnn is_cpu is_cuda _version _base"""
 _METADATA = frozenset(
-    [getattr(Tensor, name) for name in ("size", "stride", "dim", "numel", "is_floating_point", "is_complex")]
-    + [getattr(Tensor, name) for name in ("element_size", "requires_grad_", "__hash__", "__len__")]
-    + [getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "nbytes", "_version")]
-    + [getattr(Tensor, name).__get__ for name in ("requires_grad", "grad", "grad_fn", "is_leaf", "is_meta", "_base")]
+    [getattr(Tensor, name) for name in _METHODS.split()]
+    + [getattr(Tensor, name).__get__ for name in _ATTRIBUTES.split()]
+)
+
+
+_FREED = (
+    "this float weight was released by free_weights=True after it was quantized to int8. To read, save or change "
+    "weights, load the model again, or compile without free_weights."
 )
 
 
@@ -106,13 +114,11 @@ class FreedParameter(nn.Parameter):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if torch.compiler.is_compiling() or func in _METADATA:
+        while_tracing = func is Tensor.untyped_storage and is_tracing()  # Dynamo of PyTorch 2.11 asks for its size
+        if torch.compiler.is_compiling() or while_tracing or func in _METADATA:
             with as_plain_tensors():
                 return func(*args, **(kwargs or {}))
-        raise FreedWeightError(
-            "this float weight was released by free_weights=True after it was quantized to int8. To read, save or "
-            "change weights, load the model again, or compile without free_weights."
-        )
+        raise FreedWeightError(_FREED)
 
     def __repr__(self) -> str:
         return f"FreedParameter({tuple(self.shape)}, {self.dtype})"
@@ -158,6 +164,8 @@ class CachedWeight:
 
 
 def _quantized_or_reason(evaluate: Callable[[Tensor], Tensor], tensor: Tensor) -> QuantizedWeight | str:
+    if is_freed(tensor):
+        raise FreedWeightError(_FREED)
     with torch.inference_mode(False), torch.no_grad():
         try:
             return quantize_weight(evaluate(tensor))

@@ -88,3 +88,16 @@ def test_run_apart_does_not_use_up_the_recompile_limit():
     for _ in range(10):
         torch_private.run_apart(model, backend, (x,), {})
     assert len(graphs) == 10
+
+
+def test_is_tracing_holds_for_what_runs_while_dynamo_traces():
+    torch._dynamo.reset()
+    seen = []
+
+    def backend(graph_module, example_inputs):
+        seen.append(torch_private.is_tracing())
+        return graph_module.forward
+
+    torch.compile(nn.Linear(4, 4), backend=backend)(torch.randn(2, 4))
+    assert seen == [True]
+    assert not torch_private.is_tracing()

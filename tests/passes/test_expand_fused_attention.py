@@ -1,6 +1,7 @@
 """Fused attention calls are opened, and compute what they did, within the error of the quantized Linears."""
 
 import itertools
+import re
 
 import expecttest
 import pytest
@@ -221,7 +222,10 @@ class TestText(expecttest.TestCase):
         self.assertEqual(expand_fused_attention(program), 1)
         canonicalize_linear(program)
         words = ("linear(", "attention(", "chunk(", "softmax", "bmm(", "layer_norm(", "relu(")
-        return "\n".join(line for line in text_of(program).splitlines() if any(word in line for word in words)) + "\n"
+        lines = [line for line in text_of(program).splitlines() if any(word in line for word in words)]
+        # PyTorch versions differ in the views between
+        lines = [re.sub(r"linear\(%(view_\d+|reshape), ", "linear(%flat, ", line) for line in lines]
+        return "\n".join(re.sub(r"%view(_\d+)?\b", "%view", line) for line in lines) + "\n"
 
     def test_self_attention(self):
         module = attention()
@@ -229,8 +233,8 @@ class TestText(expecttest.TestCase):
             self.lines_of(lambda x: module(x, x, x, need_weights=False), sequence(batch_first=False)),
             """\
 %linear : f32[5, 2, 48] = aten.linear(%x, %in_proj_weight, %in_proj_bias)
-%scaled_dot_product_attention : f32[2, 4, 5, 4] = aten.scaled_dot_product_attention(%view_3, %view_4, %view_5)
-%linear_1 : f32[10, 16] = aten.linear(%reshape, %out_proj.weight, %out_proj.bias)
+%scaled_dot_product_attention : f32[2, 4, 5, 4] = aten.scaled_dot_product_attention(%view, %view, %view)
+%linear_1 : f32[10, 16] = aten.linear(%flat, %out_proj.weight, %out_proj.bias)
 """,
         )
 
@@ -245,8 +249,8 @@ class TestText(expecttest.TestCase):
 %bmm : f32[8, 5, 7] = aten.bmm(%mul, %transpose_4)
 %softmax : f32[8, 5, 7] = aten.softmax.int(%bmm, -1)
 %bmm_1 : f32[8, 5, 4] = aten.bmm(%softmax, %transpose_3)
-%linear_2 : f32[10, 16] = aten.linear(%reshape, %out_proj.weight, %out_proj.bias)
-%view_4 : f32[2, 4, 5, 7] = aten.view(%softmax, [2, 4, 5, 7])
+%linear_2 : f32[10, 16] = aten.linear(%flat, %out_proj.weight, %out_proj.bias)
+%view : f32[2, 4, 5, 7] = aten.view(%softmax, [2, 4, 5, 7])
 """,
         )
 
@@ -255,8 +259,8 @@ class TestText(expecttest.TestCase):
             self.lines_of(encoder_layer(), sequence()),
             """\
 %linear : f32[5, 2, 48] = aten.linear(%transpose, %self_attn.in_proj_weight, %self_attn.in_proj_bias)
-%scaled_dot_product_attention : f32[2, 4, 5, 4] = aten.scaled_dot_product_attention(%view_3, %view_4, %view_5)
-%linear_1 : f32[10, 16] = aten.linear(%reshape, %self_attn.out_proj.weight, %self_attn.out_proj.bias)
+%scaled_dot_product_attention : f32[2, 4, 5, 4] = aten.scaled_dot_product_attention(%view, %view, %view)
+%linear_1 : f32[10, 16] = aten.linear(%flat, %self_attn.out_proj.weight, %self_attn.out_proj.bias)
 %layer_norm : f32[2, 5, 16] = aten.layer_norm(%add, [16], %norm1.weight, %norm1.bias)
 %linear_2 : f32[2, 5, 24] = aten.linear(%layer_norm, %linear1.weight, %linear1.bias)
 %relu : f32[2, 5, 24] = aten.relu(%linear_2)
