@@ -229,17 +229,24 @@ def test_cxx_compiler_error_is_empty_here():
     assert torch_private.cxx_compiler_error() == ""
 
 
-def test_cxx_compiler_error_is_what_inductor_raises(monkeypatch):
-    from torch._inductor import config, cpp_builder
-    from torch._inductor.exc import InvalidCxxCompiler
+def forget_compilers():
+    from torch._inductor import cpp_builder
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     for function in (cpp_builder.get_cpp_compiler, cpp_builder.cpp_compiler_search):
         if hasattr(function, "cache_clear"):
             function.cache_clear()
-    with pytest.raises(InvalidCxxCompiler):
-        cpp_builder.get_cpp_compiler()
-    assert "C++ compiler" in torch_private.cxx_compiler_error()
+
+
+def test_cxx_compiler_error_is_what_inductor_raises():
+    from torch._inductor import config, cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    forget_compilers()
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        with pytest.raises(InvalidCxxCompiler):
+            cpp_builder.get_cpp_compiler()
+        assert "C++ compiler" in torch_private.cxx_compiler_error()
+    forget_compilers()
 
 
 def test_inductor_compile_passes_options_by_a_name_of_compile_fx(monkeypatch):
