@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 import int8pass.backend
 from int8pass import int8mixed, pipeline
 from tests import reference, zoo
+from tests.backend.models import Counted
 
 LARGEST_ERROR = 0.05
 # One code that rounds the other way moves an output by about 1/127 of its largest value.
@@ -35,18 +36,6 @@ OUTSIDE_GRAPHS = {
     "switch_transformers": {"lm_head"},
     "deberta": {f"encoder.layer.{i}.attention.self.{name}" for i in (0, 1) for name in ("pos_proj", "pos_q_proj")},
 }
-
-
-class Counted:
-    """A backend that counts the graphs it compiles."""
-
-    def __init__(self, backend):
-        self.backend = backend
-        self.graphs = 0
-
-    def __call__(self, graph_module, example_inputs):
-        self.graphs += 1
-        return self.backend(graph_module, example_inputs)
 
 
 @pytest.fixture
