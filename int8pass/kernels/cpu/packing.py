@@ -17,10 +17,13 @@ def packed_shape(rows: int, columns: int) -> tuple[int, int, int, int]:
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Pack int8[N, K]."""
+    """Pack int8[N, K]. Block by block, so that memory holds no third copy of the weight."""
     blocks, groups, _, _ = packed_shape(*codes.shape)
-    padded = F.pad(codes, (0, groups * GROUP_K - codes.shape[1], 0, blocks * BLOCK_N - codes.shape[0]))
-    return padded.view(blocks, BLOCK_N, groups, GROUP_K).permute(0, 2, 1, 3).contiguous()
+    packed = codes.new_empty((blocks, groups, BLOCK_N, GROUP_K))
+    for block, part in enumerate(codes.split(BLOCK_N)):
+        padded = F.pad(part, (0, groups * GROUP_K - part.shape[1], 0, BLOCK_N - part.shape[0]))
+        packed[block] = padded.view(BLOCK_N, groups, GROUP_K).transpose(0, 1)
+    return packed
 
 
 def unpack(packed: Tensor, rows: int, columns: int) -> Tensor:
@@ -32,4 +35,7 @@ def unpack(packed: Tensor, rows: int, columns: int) -> Tensor:
 
 def code_offset(codes: Tensor) -> Tensor:
     """What unsigned activation codes add to each output's sum: 128 * sum over K of the weight's codes. int32[N]."""
-    return (codes.sum(1, dtype=torch.int64) * ZERO_POINT).to(torch.int32)
+    offset = torch.empty(codes.shape[0], dtype=torch.int32, device=codes.device)
+    for part, sums in zip(codes.split(BLOCK_N), offset.split(BLOCK_N), strict=True):
+        sums.copy_(part.sum(1, dtype=torch.int64) * ZERO_POINT)  # the sum makes an int64 copy of its part
+    return offset
