@@ -1,4 +1,4 @@
-"""The command line: `int8pass report MODEL` and `int8pass dump MODEL`."""
+"""The command line: `int8pass report MODEL`, `int8pass dump MODEL` and `int8pass bench ...`."""
 
 import importlib.metadata
 import sys
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from int8pass import pipeline
+from int8pass.bench.commands import bench
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import ConfigError, Int8PassError
 from int8pass.files import write_text
@@ -28,8 +29,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # an unexpected error shows Python's own traceback
-    help="LLM.int8() as a compiler pass: what it does to a model, as a report or as the graphs themselves.",
+    help="LLM.int8() as a compiler pass: what it does to a model, as a report or as the graphs, and how fast that is.",
 )
+app.add_typer(bench, name="bench")
 
 Model = Annotated[
     str,

@@ -5,22 +5,17 @@ Memory is counted from the tensors that a contestant holds, not from the process
 """
 
 import copy
-import logging
-import statistics
-import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from int8pass.bench import quantizers
+from int8pass.bench.measure import Prepared, Progress, compiling, measure
 from int8pass.bench.minilm import Tokens, cosine_error, embed
+from int8pass.bench.timing import ratio
 from int8pass.weights import WEIGHTS, is_freed
-
-Progress = Callable[[str], None]
-
-_RECOMPILE_LIMIT = 64  # graphs of one model class; Dynamo's own is 8
 
 
 @dataclass(frozen=True)
@@ -68,61 +63,32 @@ def compare(
 ) -> list[Result]:
     """Run every contestant on a float32 model in eval mode. See Task. A contestant that fails becomes a row of its own.
 
-    `progress` is told what takes long, before it does. The first contestant has to succeed: time is relative to its.
+    `progress` is told what takes long, before it does. Time is relative to the first contestant's.
     """
-    # all copies share the code object of the model's class, and past the limit Dynamo falls back to eager
-    with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
-        return _compare(Task(batches, alone, embed(model, batches)), model, contestants, rounds, progress)
+    task = Task(batches, alone, embed(model, batches))
+    details: dict[str, tuple] = {}  # batching error and bytes
+    with compiling():
+        found = measure(contestants, lambda contestant: _prepare(contestant, model, task, details), rounds, progress)
+    return [
+        Result(row.name, failure=row.failure)
+        if row.failure
+        else Result(
+            row.name, row.error, details[row.name][0], ratio(row.seconds, found[0].seconds), *details[row.name][1:]
+        )
+        for row in found
+    ]
 
 
-def _compare(
-    task: Task, model: nn.Module, contestants: Sequence[Contestant], rounds: int, progress: Progress
-) -> list[Result]:
-    entries = []
-    for contestant in contestants:
-        progress(f"preparing {contestant.name}")
-        entries.append(_Entry(contestant, copy.deepcopy(model), task))
-    running = [entry for entry in entries if not entry.failure]
-    for number in range(rounds):
-        progress(f"timing, round {number + 1} of {rounds}")
-        for entry in running:
-            entry.seconds.append(_seconds(entry.call, task.batches))
-    return [entry.result(entries[0].seconds) for entry in entries]
-
-
-class _Entry:
-    """A contestant with its own copy of the model, prepared and run once."""
-
-    def __init__(self, contestant: Contestant, model: nn.Module, task: Task) -> None:
-        self.seconds: list[float] = []
-        self.failure = ""
-        self.name = contestant.name
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecations inside the peers
-                self._prepare(contestant, model, task)
-        except Exception as error:  # whatever a peer raises becomes its row of the table
-            self.failure = " ".join(f"{type(error).__name__}: {error}".split())
-
-    def _prepare(self, contestant: Contestant, model: nn.Module, task: Task) -> None:
-        linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        self.call = contestant.prepare(model)
-        batched = embed(self.call, task.batches)
-        alone = embed(self.call, task.alone)[::2]
-        self.errors = (cosine_error(batched, task.reference), cosine_error(alone, batched[: len(alone)]))
-        self.bytes = (_bytes(_weights(model, linears)), _bytes(_everything(model)))
-
-    def result(self, baseline: list[float]) -> Result:
-        if self.failure:
-            return Result(self.name, failure=self.failure)
-        ratios = [mine / base for mine, base in zip(self.seconds, baseline, strict=True)]
-        return Result(self.name, *self.errors, statistics.median(ratios), *self.bytes)
-
-
-def _seconds(call: Callable, batches: Sequence[Tokens]) -> float:
-    start = time.perf_counter()
-    embed(call, batches)
-    return time.perf_counter() - start
+def _prepare(contestant: Contestant, model: nn.Module, task: Task, details: dict[str, tuple]) -> Prepared:
+    """A contestant with its own copy of the model, run once."""
+    own = copy.deepcopy(model)
+    linears = [name for name, module in own.named_modules() if isinstance(module, nn.Linear)]
+    call = contestant.prepare(own)
+    batched = embed(call, task.batches)
+    alone = embed(call, task.alone)[::2]
+    batching = cosine_error(alone, batched[: len(alone)])
+    details[contestant.name] = (batching, _bytes(_weights(own, linears)), _bytes(_everything(own)))
+    return Prepared(lambda: embed(call, task.batches), error=cosine_error(batched, task.reference))
 
 
 def _everything(model: nn.Module) -> Iterator[Tensor]:
@@ -183,30 +149,8 @@ def _int8mixed_bfloat16(model: nn.Module) -> Callable:
     return int8mixed()(model.bfloat16())
 
 
-def _bitsandbytes(model: nn.Module) -> nn.Module:
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every cast to float16
-    for name, linear in list(model.named_modules()):
-        if isinstance(linear, nn.Linear):
-            shape = (linear.in_features, linear.out_features)
-            replacement = Linear8bitLt(*shape, bias=linear.bias is not None, has_fp16_weights=False, threshold=6.0)
-            replacement.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
-            replacement.bias = linear.bias
-            replacement.train(linear.training)  # in training mode it multiplies dequantized weights in float
-            model.set_submodule(name, replacement.to(linear.weight.device))  # .to() is what quantizes
-    return model
-
-
 def _torchao(model: nn.Module) -> Callable:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-
-    quantize_(model, Int8DynamicActivationInt8WeightConfig())
-    return _inductor(model)
-
-
-def _quantize_dynamic(model: nn.Module) -> nn.Module:
-    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+    return _inductor(quantizers.torchao(model))
 
 
 # The first is what the others' time is measured against.
@@ -218,9 +162,9 @@ PEERS = (
     Contestant("int8mixed", int8mixed()),
     Contestant("int8mixed, free_weights", int8mixed(free_weights=True)),
     Contestant("int8mixed on the bfloat16 model", _int8mixed_bfloat16),
-    Contestant("bitsandbytes Linear8bitLt, threshold 6", _bitsandbytes),
+    Contestant("bitsandbytes Linear8bitLt, threshold 6", quantizers.bitsandbytes),
     Contestant("torchao int8 dynamic, Inductor", _torchao),
-    Contestant("torch quantize_dynamic", _quantize_dynamic),
+    Contestant("torch quantize_dynamic", quantizers.quantize_dynamic),
 )
 # For the choice of the default: which features count as outliers, and what their columns are multiplied with.
 OUTLIERS = (

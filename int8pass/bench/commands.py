@@ -1,0 +1,163 @@
+"""`int8pass bench linear | models | scaling`: options, progress on standard error, tables, and files under --out."""
+
+import datetime
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from int8pass.bench import charts, linear, linear_peers, machine, tables, targets
+from int8pass.bench.results import Case, Run, Verdict
+from int8pass.errors import ConfigError
+from int8pass.files import write_text
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_WIDTH = 130  # columns, where the output is not a terminal
+
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="Compare int8mixed with other libraries on this machine, all in one run, interleaved: bitsandbytes, torchao, "
+    "PyTorch, ONNX Runtime, OpenVINO, llama.cpp, and the bare int8 product. How it measures and how to read it: "
+    "int8pass/bench/README.md.",
+)
+
+Rounds = Annotated[int | None, typer.Option(min=1, help="Every contestant runs once a round (default: 10; quick: 2).")]
+Dtype = Annotated[str, typer.Option(help="Of the model and its activations: float32 or bfloat16.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of every library (default: as many as PyTorch takes).")
+]
+Peers = Annotated[
+    str | None,
+    typer.Option(metavar="GLOBS", help="Only contestants whose names match, e.g. 'bare-*,torchao'; int8mixed always."),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Write the results as JSON, with all raw times, and charts (PNG).")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes and two rounds: a check that all runs, no figures.")]
+
+
+@bench.command("linear")
+def linear_command(
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KxN,...", help="in_features x out_features (default: 768x3072,3072x768,4096x4096,4096x11008)."
+        ),
+    ] = None,
+    rows: Annotated[str | None, typer.Option(metavar="M,...", help="Rows of x (default: 1,16,128,512).")] = None,
+    rounds: Rounds = None,
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    peers: Peers = None,
+    out: Out = None,
+    quick: Quick = False,
+) -> None:
+    """Single Linears with outliers in x: time with weights from memory and from cache, error, and the targets."""
+    settings = linear.LinearSettings(
+        shapes=_shapes(shapes) if shapes else linear.QUICK_SHAPES if quick else linear.SHAPES,
+        rows=_numbers(rows, "--rows") if rows else linear.QUICK_ROWS if quick else linear.ROWS,
+        rounds=rounds or (2 if quick else 10),
+        dtype=_dtype(dtype),
+        threads=_threads(threads),
+        peers=_globs(peers),
+        copies=linear.QUICK_COPIES if quick else None,
+    )
+    with _reporting("linear", settings, out) as (progress, report):
+        cases = linear.run_linear(settings, progress)
+        result = report(cases, targets.judge(cases))
+    _print_cases(result, by="rows", legend=linear_peers.CONTESTANTS)
+    _console().print(tables.verdict_table(result.verdicts))
+    if out is not None:
+        for row in dict.fromkeys(case.facts["rows"] for case in cases):
+            chosen = [case for case in cases if case.facts["rows"] == row]
+            path = out / f"linear-{dtype}-rows-{row}.png"
+            charts.ratio_chart(chosen, f"One Linear, {dtype}, M = {row}, weights from memory", path)
+
+
+@contextmanager
+def _reporting(kind: str, settings: Any, out: Path | None) -> Iterator[tuple[Callable, Callable]]:
+    """Gives `progress(text)`, and `report(cases, verdicts)`, which makes the Run and writes its JSON."""
+    if out is not None:
+        charts.require_matplotlib()
+    start, started = time.perf_counter(), datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    errors = Console(stderr=True)
+    described = {**machine.describe(), "load": os.getloadavg()}
+    status = errors.status("starting")
+
+    def progress(text: str) -> None:
+        line = f"{time.perf_counter() - start:.0f} s {text}"
+        if errors.is_terminal:
+            status.update(escape(line))
+        else:
+            errors.print(line, markup=False, highlight=False)
+
+    def report(cases: Sequence[Case], verdicts: Sequence[Verdict] = ()) -> Run:
+        seconds = time.perf_counter() - start
+        run = Run(kind, _plain(settings), described, tuple(cases), tuple(verdicts), started, seconds)
+        if out is not None:
+            write_text(out / f"{kind}-{_plain(settings)['dtype']}.json", run.to_json() + "\n")
+        return run
+
+    with status:
+        yield progress, report
+
+
+def _print_cases(run: Run, by: str, legend: Sequence[Any]) -> None:
+    console = _console()
+    console.print(tables.machine_line(run), markup=False, highlight=False, style="dim")
+    for case in run.cases:
+        console.print(tables.case_table(case))
+    if len(run.cases) > 1:
+        console.print(tables.mean_table(run.cases, by))
+    for contestant in legend:
+        if contestant.name in tables.names(run.cases):
+            console.print(f"{contestant.name}: {contestant.about}", markup=False, highlight=False, style="dim")
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """Settings as JSON takes them."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(settings).items()}
+    return {name: str(value).removeprefix("torch.") if name == "dtype" else value for name, value in values.items()}
+
+
+def _shapes(text: str) -> tuple[tuple[int, int], ...]:
+    found = [re.fullmatch(r"\s*([1-9]\d*)x([1-9]\d*)\s*", part) for part in text.split(",")]
+    if not all(found):
+        raise ConfigError(f"--shapes {text!r}: expected in_features x out_features, such as 768x3072,4096x4096")
+    return tuple((int(match[1]), int(match[2])) for match in found)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*", text):
+        raise ConfigError(f"{option} {text!r}: expected whole numbers from 1, such as 1,16,128")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ConfigError(f"--dtype {name!r}: expected {' or '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _globs(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def _threads(count: int | None) -> int:
+    if count is not None:
+        torch.set_num_threads(count)
+        os.environ["OMP_NUM_THREADS"] = str(count)  # bitsandbytes brings its own OpenMP, loaded later
+    return torch.get_num_threads()

@@ -1,0 +1,80 @@
+"""Interleaving, medians, ratios and geometric means, with a clock that only the calls move."""
+
+import math
+
+import pytest
+
+from int8pass.bench import timing
+
+
+class FakeClock:
+    """A clock that calls advance; `order` records who ran."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.order = []
+
+    def __call__(self):
+        return self.now
+
+    def call(self, name, seconds):
+        def run():
+            self.order.append(name)
+            self.now += seconds() if callable(seconds) else seconds
+
+        return run
+
+
+def interleave(clock, calls, rounds=4, **settings):
+    return timing.interleave(calls, rounds, clock=clock, sleep=lambda seconds: None, **settings)
+
+
+def test_every_contestant_runs_once_a_round_in_rotated_order():
+    clock = FakeClock()
+    calls = {name: clock.call(name, 0.2) for name in "abc"}
+    found = interleave(clock, calls, rounds=3)
+    assert clock.order[:3] == list("abc")  # to know how long a batch has to be
+    assert "".join(clock.order[3:]) == "abcbcacab"
+    assert all(seconds == pytest.approx([0.2] * 3) for seconds in found.values())
+
+
+def test_a_batch_is_long_enough_for_the_clock_and_follows_an_untimed_call():
+    clock = FakeClock()
+    found = interleave(clock, {"short": clock.call("short", 1e-3)}, rounds=1, batch_seconds=5e-3)
+    assert len(clock.order) == 1 + 1 + 5
+    assert found["short"] == pytest.approx([1e-3])
+
+
+def test_a_slow_contestant_sits_out_later_rounds():
+    clock = FakeClock()
+    calls = {"slow": clock.call("slow", 2.0), "quick": clock.call("quick", 0.1)}
+    found = interleave(clock, calls, rounds=5)
+    assert found["slow"][:3] == pytest.approx([2.0] * 3) and found["slow"][3:] == [None, None]
+    assert None not in found["quick"]
+
+
+def test_a_machine_that_slows_down_leaves_ratios_alone():
+    clock = FakeClock()
+    calls = {
+        name: clock.call(name, lambda cost=cost: cost * (1 + clock.now)) for name, cost in (("a", 0.1), ("b", 0.2))
+    }
+    found = interleave(clock, calls, rounds=9)
+    assert max(found["a"]) > 5 * min(found["a"])
+    assert timing.ratio(found["b"], found["a"]) == pytest.approx(2.0, rel=0.25)
+
+
+def test_progress_is_told_each_round():
+    seen = []
+    interleave(FakeClock(), {}, rounds=3, progress=seen.append)
+    assert seen == [1, 2, 3]
+
+
+def test_ratio_is_the_median_over_rounds_that_both_took_part_in():
+    assert timing.ratio([2.0, 30.0, None, 8.0], [1.0, 10.0, 1.0, 2.0]) == 3.0
+    assert math.isnan(timing.ratio([None], [1.0]))
+    assert math.isnan(timing.median([]))
+
+
+def test_geometric_mean_leaves_out_nan():
+    assert timing.geometric_mean([2.0, 8.0, math.nan]) == pytest.approx(4.0)
+    assert math.isnan(timing.geometric_mean([math.nan]))
