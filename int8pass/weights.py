@@ -90,6 +90,11 @@ def quantize_weight(weight: Tensor) -> QuantizedWeight:
     return QuantizedWeight(codes, scale)
 
 
+def quantizing_scratch_bytes(columns: int) -> int:
+    """The most that `quantize_weight` holds beside weight and codes: two float32 copies of the rows taken at a time."""
+    return 2 * torch.float32.itemsize * max(_ELEMENTS_AT_ONCE, columns)
+
+
 _METHODS = """size stride dim numel is_floating_point is_complex element_size requires_grad_ is_conj is_neg
 storage_offset _is_view __hash__ __len__"""
 _ATTRIBUTES = """shape dtype device layout ndim nbytes requires_grad grad grad_fn is_leaf is_meta is_nested is_sparse

@@ -15,7 +15,9 @@ from int8pass.composition import int8_mixed_linear
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CaptureError, WeightError
 from int8pass.exported import program_from_exported
+from int8pass.graph import is_canonical_linear
 from int8pass.inspection.dump import Dump
+from int8pass.inspection.memory import weight_memory
 from int8pass.inspection.report import Report, Row
 from int8pass.program import Decision, Program
 from int8pass.weight_expression import WeightExpression
@@ -31,8 +33,9 @@ def explain(
     """Return a Report: one row for each Linear-like node that the model runs on `args` and `kwargs`.
 
     The model computes in float; each Linear's int8 form is computed beside it on the same input. The model is not
-    changed (free_weights has no effect). An ExportedProgram is run on its own example inputs where none are given.
-    options: see Int8MixedConfig. Raises CaptureError, ConfigError.
+    changed; bytes are those of torch.compile with these options, free_weights among them, without the outlier columns
+    that the fused CPU kernel keeps between calls. An ExportedProgram is run on its own example inputs where none are
+    given. options: see Int8MixedConfig. Raises CaptureError, ConfigError.
     """
     config = Int8MixedConfig.from_options(options)
     measured: list[Measurement] = []
@@ -42,7 +45,8 @@ def explain(
         raise CaptureError("explain runs the model: pass args=(...), kwargs={...}, or both")
     else:
         _run_module(model_or_program, tuple(args or ()), dict(kwargs or {}), config, measured)
-    rows = [_row(decision, part) for part in measured for decision in part.decisions]
+    read_in_float = {name for part in measured for name in part.read_in_float}
+    rows = [_row(decision, part, config, read_in_float) for part in measured for decision in part.decisions]
     return Report(tuple(rows), config.threshold, config.outliers, graphs=len(measured))
 
 
@@ -69,6 +73,7 @@ class Measurement:
         self.observed: dict[str, Observation] = {}
         pipeline.run(program, tap, pipeline.FLOAT_PASSES)
         self._linears = {node.name: expression for node, expression in program.linears.items()}
+        self.weights = _weights(program)
         self._float = fx.GraphModule(program.graph_module, _copied(program.graph))
         pipeline.run(program, tap, pipeline.PASSES[len(pipeline.FLOAT_PASSES) :])
 
@@ -77,6 +82,12 @@ class Measurement:
         """The decisions in graph order; nodes inside higher-order regions come last."""
         order = {node.name: position for position, node in enumerate(self._float.graph.nodes)}
         return sorted(self.program.decisions, key=lambda decision: order.get(decision.node, len(order)))
+
+    @property
+    def read_in_float(self) -> set[str]:
+        """Names of the parameters and buffers that something in the rewritten graph still reads."""
+        read = (node for node in self.program.graph.nodes if node.name in self.program.tensors and node.users)
+        return {self.program.tensors[node.name].name for node in read}
 
     def __call__(self, *inputs: Any) -> Any:
         return _Observer(self._float, self._observe).run(*inputs)
@@ -108,6 +119,13 @@ class Measurement:
             dtype=dtype,
             weight=weight if config.keeps_original_weights else None,
         )
+
+
+def _weights(program: Program) -> dict[str, WeightExpression]:
+    """By node name, what each canonical Linear reads its weight through."""
+    linears = (node for node in program.graph.nodes if is_canonical_linear(node))
+    found = {node.name: program.expression(node.args[1]) for node in linears}
+    return {name: expression for name, expression in found.items() if expression is not None}
 
 
 class _Observer(fx.Interpreter):
@@ -180,10 +198,10 @@ def _without_free(config: Int8MixedConfig) -> Int8MixedConfig:
     return dataclasses.replace(config, free_weights=False, outlier_weights=outlier_weights)
 
 
-def _row(decision: Decision, measurement: Measurement) -> Row:
-    observation = measurement.observed.get(decision.node, Observation())
-    kept = decision.weight_bytes if measurement.program.config.keeps_original_weights else 0
-    return Row(
+def _row(decision: Decision, part: Measurement, config: Int8MixedConfig, read_in_float: set[str]) -> Row:
+    observation = part.observed.get(decision.node, Observation())
+    expression = part.weights.get(decision.node)
+    row = Row(
         module=decision.module,
         operation=decision.operation,
         weight_shape=decision.weight_shape,
@@ -193,5 +211,21 @@ def _row(decision: Decision, measurement: Measurement) -> Row:
         outlier_columns=tuple(sorted(observation.columns)),
         snr_db=observation.snr_db,
         bytes_before=decision.weight_bytes,
-        bytes_after=decision.int8_bytes + kept if decision.rewritten else decision.weight_bytes,
+        bytes_after=decision.weight_bytes,
+        bytes_peak=decision.weight_bytes,
+    )
+    if expression is None:
+        return row
+    source = part.program.tensors[expression.root]
+    row = dataclasses.replace(row, weight=source.name, view=expression.key)
+    if not decision.rewritten:
+        return row
+    freed = config.free_weights and isinstance(source.tensor, nn.Parameter) and source.name not in read_in_float
+    memory = weight_memory(source.tensor, expression, kept_float=not freed, fused=config.lowering == "inductor")
+    return dataclasses.replace(
+        row,
+        bytes_before=memory.before,
+        bytes_after=memory.after,
+        bytes_peak=memory.peak,
+        keeps_float=memory.kept_float,
     )

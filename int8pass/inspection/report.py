@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _COLUMNS_SHOWN = 6
+_HEADER = ("module", "weight", "dtype", "decision", "outlier columns", "SNR dB", "MB before", "MB after", "MB peak")
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,10 @@ class Row:
 
     module: dotted name; weight_shape: (N, K); reason: "" where rewritten. outlier_columns: features with |x| >=
     threshold in the inputs that were run; snr_db: signal-to-noise ratio of the output against the float Linear on the
-    same input, in dB (None where it was not rewritten or not run). bytes_before: the float weight; bytes_after: what
-    the rewritten Linear reads, the float weight included where its outlier columns are kept in float.
+    same input, in dB (None where it was not rewritten or not run). bytes_before: the float weight; bytes_after: all
+    that is held of it once the model is compiled with these options and has run: its int8 form, and the float weight if
+    it `keeps_float` (free_weights releases it); bytes_peak: the most that is held of it on the way, scratch included.
+    weight: the parameter or buffer; view: the views that it is read through. Rows that agree in both share the bytes.
     """
 
     module: str
@@ -30,11 +34,24 @@ class Row:
     snr_db: float | None
     bytes_before: int
     bytes_after: int
+    bytes_peak: int
+    keeps_float: bool = True
+    weight: str = ""
+    view: str = ""
+
+    @property
+    def bytes_int8(self) -> int:
+        """Of bytes_after: the int8 form."""
+        return self.bytes_after - self.bytes_before if self.keeps_float else self.bytes_after
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts and bytes over all rows. reasons: how many nodes were skipped for each reason."""
+    """Counts over all rows, and bytes of their weights, each counted once.
+
+    bytes_peak: the most that is held while the weights are quantized one after the other. reasons: how many nodes were
+    skipped for each reason.
+    """
 
     linears: int
     rewritten: int
@@ -42,6 +59,7 @@ class Totals:
     with_outliers: int
     bytes_before: int
     bytes_after: int
+    bytes_peak: int
     reasons: dict[str, int]
 
 
@@ -58,13 +76,15 @@ class Report:
     def totals(self) -> Totals:
         """Counts and bytes over all rows."""
         done = [row for row in self.rows if row.rewritten]
+        weights = _distinct_weights(self.rows)
         return Totals(
             linears=len(self.rows),
             rewritten=len(done),
             skipped=len(self.rows) - len(done),
             with_outliers=sum(bool(row.outlier_columns) for row in done),
-            bytes_before=sum(row.bytes_before for row in self.rows),
-            bytes_after=sum(row.bytes_after for row in self.rows),
+            bytes_before=_before(weights),
+            bytes_after=_after(weights),
+            bytes_peak=_peak(weights),
             reasons=dict(Counter(row.reason for row in self.rows if row.reason)),
         )
 
@@ -85,8 +105,41 @@ class Report:
         return json.dumps(document, indent=indent, allow_nan=False)
 
     def __str__(self) -> str:
-        header = ("module", "weight", "dtype", "decision", "outlier columns", "SNR dB", "MB before", "MB after")
-        return "\n".join([*_table([header, *map(_cells, self.rows)]), "", *_summary(self)])
+        return "\n".join([*_table([_HEADER, *map(_cells, self.rows)]), "", *_summary(self)])
+
+
+def _distinct_weights(rows: Iterable[Row]) -> list[Row]:
+    """One row for each weight; of a weight that several Linears read, that of the one for which most is held."""
+    found: dict[object, Row] = {}
+    for number, row in enumerate(rows):
+        key = (row.weight, row.view) if row.weight else number
+        found[key] = max(found.get(key, row), row, key=lambda each: each.bytes_after)
+    return list(found.values())
+
+
+def _before(rows: Iterable[Row]) -> int:
+    return sum(row.bytes_before for row in rows)
+
+
+def _after(rows: Iterable[Row]) -> int:
+    return sum(row.bytes_after for row in rows)
+
+
+def _peak(rows: Iterable[Row]) -> int:
+    """The most that is held at once: weights become int8 in order, and are packed once all are.
+
+    A float weight that is not kept goes when the last view of it is int8.
+    """
+    views: dict[object, list[Row]] = {}
+    for number, row in enumerate(rows):
+        views.setdefault(row.weight or number, []).append(row)
+    peak = now = _before(rows)
+    for same in views.values():
+        for row in same:
+            peak = max(peak, now + row.bytes_peak - row.bytes_before)
+            now += row.bytes_int8
+        now -= sum(row.bytes_before for row in same if not row.keeps_float)
+    return max([peak, *(now - row.bytes_after + row.bytes_peak for row in rows if row.keeps_float)])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -99,6 +152,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "" if row.snr_db is None else f"{row.snr_db:.1f}",
         _megabytes(row.bytes_before),
         _megabytes(row.bytes_after),
+        _megabytes(row.bytes_peak),
     )
 
 
@@ -124,6 +178,7 @@ def _summary(report: Report) -> list[str]:
     lines = [
         f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 (threshold {report.threshold:g}, outliers "
         f"by {report.outliers}); {totals.with_outliers} of them met outlier columns",
-        f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB after",
+        f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB after, "
+        f"{_megabytes(totals.bytes_peak)} MB at the peak in between",
     ]
     return lines + [f"skipped {count}: {reason}" for reason, count in totals.reasons.items()]

@@ -11,6 +11,8 @@ from torch import nn
 
 from int8pass import Int8Linear, Report, explain
 from int8pass.errors import CaptureError, ConfigError
+from int8pass.kernels.cpu import fused
+from int8pass.weights import WEIGHTS
 from tests import reference, zoo
 from tests.linear_models import HIDDEN, IN, OUT, Mlp, bounded, frozen
 
@@ -89,13 +91,81 @@ def test_layer_that_runs_twice_has_a_row_for_each_run():
     assert 4 in first.outlier_columns and first.snr_db != second.snr_db
 
 
-@pytest.mark.parametrize(
-    "options, kept", (({}, 4), ({"outlier_weights": "dequantized"}, 0), ({"free_weights": True}, 0))
-)
-def test_bytes(options, kept):
-    (row,) = explain(frozen(nn.Linear(IN, OUT)), (bounded(4, IN),), options=options).rows
-    assert row.bytes_before == 4 * IN * OUT
-    assert row.bytes_after == IN * OUT + 4 * OUT + kept * IN * OUT
+OPTIONS_OF_MEMORY = ({}, {"outlier_weights": "dequantized"}, {"free_weights": True})
+
+
+@pytest.mark.parametrize("options", OPTIONS_OF_MEMORY)
+@pytest.mark.parametrize("lowering", ("eager", pytest.param("inductor", marks=pytest.mark.inductor)))
+def test_bytes_are_those_that_the_compiled_model_holds(options, lowering):
+    if lowering == "inductor" and not fused.is_available():
+        pytest.skip("the report counts the layout of the fused CPU kernel, which is not available")
+    model, x = frozen(Mlp()).bfloat16(), bounded(4, IN).bfloat16()
+    report = explain(copy.deepcopy(model), (x,), options=options | {"lowering": lowering})
+    torch.compile(model, backend="int8mixed", options=options | {"lowering": lowering})(x)
+    fields = ("packed", "offset", "scale") if lowering == "inductor" else ("codes", "scale")
+    held = [held_bytes(linear.weight, fields) for linear in (model.up, model.down)]
+    assert [row.bytes_before for row in report.rows] == [2 * linear.weight.numel() for linear in (model.up, model.down)]
+    assert [row.bytes_after for row in report.rows] == held
+    assert [row.keeps_float for row in report.rows] == [not options.get("free_weights")] * 2
+    assert report.totals.bytes_after == sum(held)
+
+
+def held_bytes(weight, fields):
+    """Of the storages of a float weight and of its int8 form."""
+    quantized = WEIGHTS.get(weight, "", lambda tensor: tensor).quantized
+    int8 = [getattr(quantized, field).untyped_storage().nbytes() for field in fields]
+    assert quantized.nbytes == WEIGHTS.nbytes(weight) == sum(int8)
+    with torch._C.DisableTorchFunctionSubclass():
+        return weight.untyped_storage().nbytes() + sum(int8)
+
+
+def test_layout_of_the_fused_kernel_counts_its_padding():
+    (row,) = explain(frozen(nn.Linear(IN + 1, OUT)), (bounded(4, IN + 1),), options={"free_weights": True}).rows
+    assert row.bytes_after == 64 * (IN + 4) + 2 * 4 * OUT  # codes, scale and offset
+
+
+def test_views_of_one_weight_are_freed_together():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Parameter(torch.randn(3 * OUT, IN), requires_grad=False)
+
+        def forward(self, x):
+            return [nn.functional.linear(x, part) for part in self.qkv.chunk(3)]
+
+    report = explain(Fused(), (bounded(4, IN),), options={"free_weights": True, "lowering": "eager"})
+    assert [(row.weight, row.keeps_float) for row in report.rows] == [("qkv", False)] * 3
+    assert len({row.view for row in report.rows}) == 3
+    int8 = OUT * IN + 4 * OUT
+    assert (report.totals.bytes_before, report.totals.bytes_after) == (4 * 3 * OUT * IN, 3 * int8)
+    assert report.totals.bytes_peak >= report.totals.bytes_before + report.totals.bytes_after
+
+
+def test_buffer_and_weight_that_something_else_reads_stay_in_float():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.alone = nn.Linear(IN, IN), nn.Linear(IN, IN)
+            self.register_buffer("buffer", torch.randn(OUT, IN))
+
+        def forward(self, x):
+            y = self.alone(self.read(x)) + self.read.weight.sum()
+            return nn.functional.linear(y, self.buffer)
+
+    rows = explain(frozen(Reads()), (bounded(4, IN),), options={"free_weights": True}).rows
+    assert {row.weight: row.keeps_float for row in rows} == {
+        "read.weight": True,
+        "alone.weight": False,
+        "buffer": True,
+    }
+
+
+def test_weight_that_runs_twice_counts_once():
+    linear = nn.Linear(IN, IN)
+    report = explain(frozen(nn.Sequential(linear, linear)), (bounded(4, IN),))
+    assert report.totals.linears == 2
+    assert report.totals.bytes_before == report.rows[0].bytes_before == 4 * IN * IN
+    assert report.totals.bytes_after == report.rows[0].bytes_after
 
 
 def test_half_precision():

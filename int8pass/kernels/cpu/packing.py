@@ -26,6 +26,11 @@ def pack(codes: Tensor) -> Tensor:
     return packed
 
 
+def packing_scratch_bytes(columns: int) -> int:
+    """The most that packing holds beside codes and packed codes: the int64 copy of a block that `code_offset` sums."""
+    return BLOCK_N * columns * torch.int64.itemsize
+
+
 def unpack(packed: Tensor, rows: int, columns: int) -> Tensor:
     """The int8[N, K] that was packed."""
     blocks, groups, _, _ = packed.shape
