@@ -3,6 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from int8pass.errors import FreedWeightError, WeightError
+from int8pass.kernels.cpu import fused
 from int8pass.kernels.cpu.packing import code_offset, pack, packed_shape, unpack
 from int8pass.quantization.absmax import INT8_MAX, absmax_codes, absmax_scale
 from int8pass.torch_private import as_plain_tensors, is_tracing, storage_id
@@ -18,12 +20,21 @@ from int8pass.torch_private import as_plain_tensors, is_tracing, storage_id
 _ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
 
 
+class ColumnCounts(NamedTuple):
+    """Of a weight's column cache. found, gathered: columns asked for; held: columns kept now, in `nbytes` bytes."""
+
+    found: int
+    gathered: int
+    held: int
+    nbytes: int
+
+
 class QuantizedWeight:
     """An int8 weight: W[n, k] = codes[n, k] * scale[n] up to rounding.
 
     scale: float32[N]; codes: int8[N, K]; packed and offset: the layout of the fused CPU kernel. Memory holds the codes
     once: `packed` takes their place. Only where a graph that is not fused (training, debugging) reads `codes` after
-    that are both kept.
+    that are both kept. column_cache: where that kernel keeps outlier columns of the float weight between calls.
     """
 
     _lock = threading.Lock()
@@ -34,6 +45,7 @@ class QuantizedWeight:
         self._codes: Tensor | None = codes
         self._packed: Tensor | None = None
         self._offset: Tensor | None = None
+        self._column_cache: Tensor | None = None
 
     @property
     def codes(self) -> Tensor:
@@ -59,14 +71,37 @@ class QuantizedWeight:
         return self._offset
 
     @property
+    def column_cache(self) -> Tensor:
+        with self._lock:
+            if self._column_cache is None:
+                self._column_cache = fused.cpu_column_cache(fused.cache_capacity(self.shape[1]))
+        return self._column_cache
+
+    @property
+    def cached_columns(self) -> "ColumnCounts":
+        """What became of the outlier columns that calls asked for."""
+        cache = self._column_cache
+        return ColumnCounts(*(fused.cpu_column_cache_counts(cache).tolist() if cache is not None else (0, 0, 0, 0)))
+
+    @property
     def nbytes(self) -> int:
         held = (self._codes, self._packed, self._offset, self.scale)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
+        return sum(tensor.nbytes for tensor in held if tensor is not None) + self.cached_columns.nbytes
 
     def empty(self, field: str) -> Tensor:
         """An uninitialized tensor like a field, for shape propagation; it forces no layout."""
-        shapes = {"codes": self.shape, "packed": packed_shape(*self.shape)}
-        dtypes = {"codes": torch.int8, "packed": torch.int8, "offset": torch.int32, "scale": torch.float32}
+        shapes = {
+            "codes": self.shape,
+            "packed": packed_shape(*self.shape),
+            "column_cache": (fused.COLUMN_CACHE_BYTES,),
+        }
+        dtypes = {
+            "codes": torch.int8,
+            "packed": torch.int8,
+            "offset": torch.int32,
+            "scale": torch.float32,
+            "column_cache": torch.uint8,
+        }
         return torch.empty(shapes.get(field, self.shape[:1]), dtype=dtypes[field], device=self.scale.device)
 
 

@@ -81,8 +81,9 @@ def _linear(program: Program, match: Match, quantized: tuple[fx.Node, ...]) -> f
     *_, w_scale, _, bias, dtype = node.args
     expression = program.weight_inputs[match.codes.name].expression
     packed, offset = (program.weight_input(expression, part) for part in ("packed", "offset"))
+    cache = None if match.weight is None else program.weight_input(expression, "column_cache")
     return insert(
-        node, fused.cpu_linear, match.x, *quantized, packed, offset, w_scale, bias, match.weight,
+        node, fused.cpu_linear, match.x, *quantized, packed, offset, w_scale, bias, match.weight, cache,
         *_outlier_rule(match), dtype,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from int8pass.kernels.cpu.packing import code_offset, pack, packed_shape, unpack
 from int8pass.weights import QuantizedWeight, quantize_weight
 from tests import reference
 
-pytestmark = pytest.mark.skipif(not fused.is_available(), reason="the fused kernel needs a compiler and VNNI or AMX")
+pytestmark = pytest.mark.skipif(not fused.is_available(), reason="the fused kernel needs a compiler")
 
 EPSILON = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 SHAPES = [(1, 64, 64), (3, 70, 33), (40, 129, 200), (5, 1, 1), (33, 384, 130), (65, 1027, 65)]
@@ -26,12 +26,12 @@ def planted(rows: int, columns: int, dtype: torch.dtype, outliers: int = 3) -> t
     return x.to(dtype)
 
 
-def run(x, weight, bias, threshold, outliers, original):
+def run(x, weight, bias, threshold, outliers, original, cache=None):
     quantized = quantize_weight(weight)
     per_token = outliers == "token"
     codes, scale, mask = fused.cpu_quantize(x, threshold, per_token)
     kept = weight if original else None
-    rest = (quantized.packed, quantized.offset, quantized.scale, bias, kept, threshold, per_token, x.dtype)
+    rest = (quantized.packed, quantized.offset, quantized.scale, bias, kept, cache, threshold, per_token, x.dtype)
     return fused.cpu_linear(x, codes, scale, mask, *rest), codes, scale, mask
 
 
@@ -145,16 +145,13 @@ def test_ops_pass_opcheck():
     x, weight = planted(5, 66, torch.bfloat16), planted(33, 66, torch.bfloat16)
     quantized = quantize_weight(weight)
     torch.library.opcheck(fused.cpu_quantize, (x, 6.0, True))
-    arguments = (quantized.packed, quantized.offset, quantized.scale, None, weight, 6.0, False, torch.bfloat16)
+    arguments = (quantized.packed, quantized.offset, quantized.scale, None, weight, None, 6.0, False, torch.bfloat16)
     torch.library.opcheck(fused.cpu_linear, (x, *fused.cpu_quantize(x, 6.0, False), *arguments))
 
 
-@pytest.mark.parametrize(("instructions", "available"), [("AVX512_CORE", "False"), ("AVX2", "False")])
-def test_refused_where_sums_would_saturate(instructions, available):
-    program = (
-        "import logging; logging.basicConfig(); from int8pass.kernels.cpu import fused; print(fused.is_available())"
-    )
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])
+def test_exact_where_onednn_would_saturate(instructions):
+    program = "from int8pass.kernels.cpu import fused; assert fused.is_available(); print(fused.cpu_integer_gemm())"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == available
-    assert "the fused CPU kernel is not used" in done.stderr
+    assert done.stdout.strip() in ("AVX2", "NEON", "portable")

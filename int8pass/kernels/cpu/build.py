@@ -45,7 +45,7 @@ def load() -> str:
 def _library() -> Path:
     """One file for each source, torch version and processor, since the code is compiled for this processor."""
     sources = [path.read_text() for path in (_SOURCE, *sorted(_FOLDER.glob("*.h")))]
-    parts = (*sources, " ".join(_FLAGS), torch.__version__, platform.machine(), _processor_flags())
+    parts = (*sources, " ".join(_FLAGS), torch.__version__, platform.machine(), processor_flags())
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return _cache_folder() / f"linear-{digest}.so"
 
@@ -55,7 +55,7 @@ def _cache_folder() -> Path:
     return Path(os.environ.get(_CACHE_VARIABLE) or default)
 
 
-def _processor_flags() -> str:
+def processor_flags() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,17 +1,16 @@
-// What the kernels share: sizes, types, and which outlier columns a mask names.
+// What the kernels share with ATen: types, and which outlier columns a mask names.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
 #include <vector>
+
+#include "layout.h"
 
 namespace int8pass {
 
 using at::Tensor;
 
-constexpr int64_t kBlockN = 64;       // columns of one packed weight block
-constexpr int64_t kBlockM = 32;       // rows of one int32 tile: 32 x 64 x 4 bytes stay in L1
 constexpr int64_t kFewOutliers = 64;  // above this a separate float GEMM is faster than the epilogue's loop
 constexpr float kInt8Max = 127.0f;
 constexpr int32_t kZeroPoint = 128;
@@ -34,8 +33,12 @@ void write_as_type(const Tensor& tensor, Function&& function) {
 
 inline std::vector<int64_t> marked(const uint8_t* mask, int64_t count) {
   std::vector<int64_t> columns;
-  for (int64_t k = 0; k < count; ++k)
-    if (mask[k]) columns.push_back(k);
+  for (int64_t start = 0; start < count; start += 8) {
+    uint64_t eight = 0;
+    std::memcpy(&eight, mask + start, std::min<int64_t>(8, count - start));
+    for (int64_t k = start; eight; ++k, eight >>= 8)
+      if (eight & 0xff) columns.push_back(k);
+  }
   return columns;
 }
 

@@ -1,4 +1,4 @@
-"""The two ops of the fused CPU kernel: schemas and shape functions; the implementation is linear.cpp."""
+"""The ops of the fused CPU kernel: schemas and shape functions; the implementation is linear.cpp."""
 
 import functools
 import logging
@@ -17,15 +17,30 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 # x [..., K] -> codes uint8[..., K rounded up to 4] with zero point 128, scale float32[...], outlier columns bool[K]
 _LIBRARY.define("cpu_quantize(Tensor x, float threshold, bool per_token) -> (Tensor, Tensor, Tensor)", tags=_TAGS)
 
-# packed int8[N/64, K/4, 64, 4], offset int32[N], weight float[N, K] or None to dequantize -> [..., N] in dtype
+# packed int8[N/64, K/4, 64, 4], offset int32[N], weight float[N, K] or None to dequantize, cache: a column cache or
+# None -> [..., N] in dtype
 _LIBRARY.define(
     "cpu_linear(Tensor x, Tensor codes, Tensor scale, Tensor outliers, Tensor packed, Tensor offset, Tensor w_scale, "
-    "Tensor? bias, Tensor? weight, float threshold, bool per_token, ScalarType dtype) -> Tensor",
+    "Tensor? bias, Tensor? weight, Tensor? cache, float threshold, bool per_token, ScalarType dtype) -> Tensor",
     tags=_TAGS,
 )
 
+# A cache for the outlier columns of one float weight, in the storage of a uint8 tensor: filled by cpu_linear, bounded,
+# shared by threads. Copies of that tensor are no caches, and are passed over.
+COLUMN_CACHE_BYTES = 256
+_LIBRARY.define("cpu_column_cache(int capacity) -> Tensor")
+
+# int64[4]: columns found, columns gathered, columns held, bytes held
+_LIBRARY.define("cpu_column_cache_counts(Tensor cache) -> Tensor")
+
+# whose int8 GEMM this processor uses
+_LIBRARY.define("cpu_integer_gemm() -> str")
+
 cpu_quantize = torch.ops.int8pass.cpu_quantize.default
 cpu_linear = torch.ops.int8pass.cpu_linear.default
+cpu_column_cache = torch.ops.int8pass.cpu_column_cache.default
+cpu_column_cache_counts = torch.ops.int8pass.cpu_column_cache_counts.default
+cpu_integer_gemm = torch.ops.int8pass.cpu_integer_gemm.default
 
 
 @torch.library.register_fake("int8pass::cpu_quantize", lib=_LIBRARY)
@@ -37,7 +52,7 @@ def _cpu_quantize_fake(x, threshold, per_token):
 
 @torch.library.register_fake("int8pass::cpu_linear", lib=_LIBRARY)
 def _cpu_linear_fake(
-    x, codes, scale, outliers, packed, offset, w_scale, bias, weight, threshold, per_token, dtype
+    x, codes, scale, outliers, packed, offset, w_scale, bias, weight, cache, threshold, per_token, dtype
 ):  # fmt: skip
     return x.new_empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype)
 
@@ -48,23 +63,40 @@ def is_available() -> bool:
     reason = build.load() or _inexact()
     if reason:
         logger.warning("the fused CPU kernel is not used, the ops run one by one: %s", reason)
+    else:
+        logger.info("the fused CPU kernel multiplies int8 by %s", cpu_integer_gemm())
     return not reason
 
 
 def _inexact() -> str:
-    """Run extreme codes through the kernel: without VNNI its sums would saturate. Returns why it cannot be used."""
+    """Run extreme codes through the kernel, where wrong instructions would saturate. Returns why it cannot be used."""
     codes = torch.full((64, 256), INT8_MAX, dtype=torch.int8, device="cpu")
     codes[1::2] = -INT8_MAX
-    x = torch.full((17, 256), float(INT8_MAX), dtype=torch.float32, device="cpu")
-    x[:, ::3] *= -1.0
     scale = torch.ones(64, dtype=torch.float32, device="cpu")
-    try:
+    packed, offset = pack(codes), code_offset(codes)
+    for rows in (1, 17):
+        x = torch.full((rows, 256), float(INT8_MAX), dtype=torch.float32, device="cpu")
+        x[:, ::3] *= -1.0
         quantized = cpu_quantize(x, 0.0, False)
-        y = cpu_linear(x, *quantized, pack(codes), code_offset(codes), scale, None, None, 0.0, False, torch.float32)
-    except RuntimeError as error:  # oneDNN has no int8 kernel for this instruction set
-        return str(error).splitlines()[0]
-    exact = torch.equal(y.double(), x.double() @ codes.double().t())
-    return "" if exact else "its int8 sums are not exact on this CPU (no VNNI or AMX)"
+        y = cpu_linear(x, *quantized, packed, offset, scale, None, None, None, 0.0, False, torch.float32)
+        if not torch.equal(y.double(), x.double() @ codes.double().t()):
+            return f"its int8 sums by {cpu_integer_gemm()} are not exact on this CPU"
+    return ""
 
 
-__all__ = ["LARGEST_K", "cpu_linear", "cpu_quantize", "is_available"]
+def cache_capacity(columns: int) -> int:
+    """How many outlier columns of an [N, K] weight are kept: float32, so at most 1/8 of its int8 bytes from K = 256."""
+    return min(64, max(8, columns // 32))
+
+
+__all__ = [
+    "COLUMN_CACHE_BYTES",
+    "LARGEST_K",
+    "cache_capacity",
+    "cpu_column_cache",
+    "cpu_column_cache_counts",
+    "cpu_integer_gemm",
+    "cpu_linear",
+    "cpu_quantize",
+    "is_available",
+]
