@@ -14,13 +14,7 @@ from tests.linear_models import IN, OUT, Mlp, activation, frozen
 LOWERINGS = ("eager", pytest.param("inductor", marks=pytest.mark.inductor))
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    """Each test starts without compiled code."""
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def references(model, *inputs):

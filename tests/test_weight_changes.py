@@ -7,18 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-import int8pass.notices
 from tests.linear_models import IN, OUT, Mlp, activation, frozen, relative_error
 
-
-@pytest.fixture(autouse=True)
-def fresh_compiler(monkeypatch):
-    """Each test starts without compiled code and without warnings that were given already."""
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    monkeypatch.setattr(int8pass.notices, "_warned", set())
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def compiled(model):

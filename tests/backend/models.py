@@ -7,8 +7,7 @@ from torch import nn
 
 from int8pass import int8mixed
 from tests import reference
-
-IN, HIDDEN, OUT = 32, 48, 24
+from tests.linear_models import IN, OUT, relative_error
 
 
 class Counted:
@@ -30,16 +29,6 @@ def counted_int8mixed(**options):
 def compiled(model, *, options=None, **keywords):
     """The model compiled by name, on the eager lowering unless options say otherwise."""
     return torch.compile(model, backend="int8mixed", options={"lowering": "eager", **(options or {})}, **keywords)
-
-
-class Mlp(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up = nn.Linear(IN, HIDDEN)
-        self.down = nn.Linear(HIDDEN, OUT)
-
-    def forward(self, x):
-        return self.down(torch.relu(self.up(x)))
 
 
 class Broken(nn.Module):
@@ -96,19 +85,6 @@ class TiedOverBreak(nn.Module):
         return torch.nn.functional.linear(torch.relu(x), self.table)
 
 
-def frozen(model):
-    return model.eval().requires_grad_(False)
-
-
-def activation(*leading, columns=IN):
-    """Standard normal values with two outlier features, drawn anew for each shape."""
-    x = torch.randn(*leading, columns)
-    if x.numel():
-        x[..., 3] *= 20
-        x[..., 7] -= 15
-    return x
-
-
 def linear_reference(linear, x, **options):
     """The reference's result of one Linear and its tolerance, for x of any rank: two float64 tensors."""
     bias = None if linear.bias is None else linear.bias.detach().float().numpy()
@@ -124,10 +100,6 @@ def assert_follows_reference(result, linear, x, **options):
     expected, bound = linear_reference(linear, x, **options)
     assert result.shape == expected.shape and result.dtype == x.dtype
     assert ((result.double() - expected).abs() <= bound).all()
-
-
-def relative_error(result, expected):
-    return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
 def assert_close_to_float(result, model, *args):

@@ -9,17 +9,8 @@ from torch import nn
 
 import int8pass.weights
 from int8pass.weights import requantize
-from tests.backend.models import (
-    IN,
-    OUT,
-    Mlp,
-    activation,
-    assert_close_to_float,
-    assert_follows_reference,
-    compiled,
-    frozen,
-    relative_error,
-)
+from tests.backend.models import assert_close_to_float, assert_follows_reference, compiled
+from tests.linear_models import IN, OUT, Mlp, activation, frozen, relative_error
 
 
 def in_place_copy(model, new):

@@ -4,17 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.backend.models import (
-    IN,
-    OUT,
-    Mlp,
-    activation,
-    assert_close_to_float,
-    assert_follows_reference,
-    compiled,
-    frozen,
-    relative_error,
-)
+from tests.backend.models import assert_close_to_float, assert_follows_reference, compiled
+from tests.linear_models import IN, OUT, Mlp, activation, frozen, relative_error
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))

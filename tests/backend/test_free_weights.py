@@ -14,7 +14,8 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from int8pass.errors import ConfigError, FreedWeightError
 from int8pass.weights import FreedParameter
-from tests.backend.models import HIDDEN, IN, OUT, Mlp, activation, compiled, frozen
+from tests.backend.models import compiled
+from tests.linear_models import HIDDEN, IN, OUT, Mlp, activation, frozen
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from tests import reference
-from tests.backend.models import HIDDEN, IN, OUT, activation, assert_close_to_float, compiled, frozen
+from tests.backend.models import assert_close_to_float, compiled
+from tests.linear_models import HIDDEN, IN, OUT, activation, frozen
 
 
 def dequantized(linear):

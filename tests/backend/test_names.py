@@ -4,17 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.backend.models import (
-    OUT,
-    Broken,
-    Layers,
-    Mlp,
-    activation,
-    compiled,
-    counted_int8mixed,
-    frozen,
-    relative_error,
-)
+from tests.backend.models import Broken, Layers, compiled, counted_int8mixed
+from tests.linear_models import OUT, Mlp, activation, frozen, relative_error
 
 
 class Nested(nn.Module):

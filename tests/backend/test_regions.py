@@ -8,17 +8,8 @@ import torch
 from torch import nn
 
 from int8pass.weights import FreedParameter
-from tests.backend.models import (
-    IN,
-    OUT,
-    Mlp,
-    activation,
-    assert_close_to_float,
-    assert_follows_reference,
-    compiled,
-    counted_int8mixed,
-    frozen,
-)
+from tests.backend.models import assert_close_to_float, assert_follows_reference, compiled, counted_int8mixed
+from tests.linear_models import IN, OUT, Mlp, activation, frozen
 
 
 def regional_blocks(count, **options):

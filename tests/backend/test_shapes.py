@@ -6,19 +6,14 @@ from torch import nn
 
 from int8pass import int8mixed
 from tests.backend.models import (
-    HIDDEN,
-    IN,
-    OUT,
     Broken,
     Counted,
-    Mlp,
-    activation,
     assert_close_to_float,
     assert_follows_reference,
     compiled,
     counted_int8mixed,
-    frozen,
 )
+from tests.linear_models import HIDDEN, IN, OUT, Mlp, activation, frozen
 
 
 def test_dynamic_batch_and_length_share_one_graph():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.backend.models import Mlp, activation, assert_close_to_float, compiled, frozen
+from tests.backend.models import assert_close_to_float, compiled
+from tests.linear_models import Mlp, activation, frozen
 
 
 def test_trained_weights_are_left_alone_with_one_warning():
