@@ -47,7 +47,7 @@ def _compile(program: Program, example_inputs: list, lowering_name: str) -> Call
     pipeline.run(program, tap)
     warn_where_nothing_happened(program)
     lowering = importlib.import_module(f"int8pass.lower.{lowering_name}")
-    lowering.rewrite(program, tap)
+    pipeline.run(program, tap, lowering.PASSES)
     inputs = InputBinding(program)
     run = lowering.lower(program, inputs.example_inputs(example_inputs))
     return lambda *args: run(*inputs(args))

@@ -82,20 +82,20 @@ def _drop_unread_weights(program: Program) -> list[str]:
     Returns the names of the graph inputs among them that hold parameters whose Linears were rewritten.
     Raises FreedWeightError where something still reads a freed one: a skipped Linear, or the original outlier columns.
     """
-    roots = {wanted.expression.root for wanted in program.weight_inputs.values()}
-    unread = []
-    for node in list(program.graph.nodes):
+    for node in program.graph.nodes:
         source = program.tensors.get(node.name)
         if source is not None and node.users and is_freed(source.tensor):
             reader = next(iter(node.users)).name
             raise FreedWeightError(f"{source.name} was released by free_weights=True, and {reader} still reads it")
-        if not node.users and (source is not None or node.name in program.weight_inputs):
-            program.graph.erase_node(node)
-            if node.op == "placeholder" and node.name in roots and isinstance(source.tensor, nn.Parameter):
-                unread.append(node.name)
-            if node.op == "get_attr":  # Inductor would keep it, and fail on a freed one
-                delattr(program.graph_module, node.target)
-    return unread
+    rewritten, unread = program.rewritten_tensors, program.unread_weights()
+    tensors = {node.name: program.tensors[node.name].tensor for node in unread if node.op == "placeholder"}
+    freeable = [
+        name for name, tensor in tensors.items() if id(tensor) in rewritten and isinstance(tensor, nn.Parameter)
+    ]
+    added = (node for name, node in _placeholders(program.graph).items() if name in program.weight_inputs)
+    for node in (*unread, *(node for node in added if not node.users)):
+        program.remove_input(node)
+    return freeable
 
 
 def _placeholders(graph: fx.Graph) -> dict[str, fx.Node]:

@@ -40,7 +40,7 @@ def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
         copy.name = node.name  # fx would rename what is called like a builtin, as torch.export's `input`
         if hasattr(node, "_dynamo_source"):
             copy._dynamo_source = node._dynamo_source
-    copied = fx.GraphModule(graph_module, graph)
+    copied = torch_private.lazy_graph_module(graph_module, graph)
     copied.meta = dict(graph_module.meta)
     if hasattr(graph_module, "_param_name_to_source"):
         copied._param_name_to_source = graph_module._param_name_to_source

@@ -32,10 +32,13 @@ def exported_from_program(program: Program, original: ExportedProgram) -> Export
     """A new ExportedProgram of the rewritten graph. Weights that nothing reads any more are left out of it."""
     state, constants = dict(original.state_dict), dict(original.constants)
     specs = {spec.arg.name: spec for spec in original.graph_signature.input_specs}
-    for name in _drop_unread_weights(program):
-        target = specs.pop(name).target
-        state.pop(target, None)
-        constants.pop(target, None)
+    rewritten = program.rewritten_tensors
+    for node in program.unread_weights():
+        if id(program.tensors[node.name].tensor) in rewritten:
+            program.remove_input(node)
+            target = specs.pop(node.name).target
+            state.pop(target, None)
+            constants.pop(target, None)
     _move_added_inputs(program, specs)
     for name in program.weight_inputs:
         specs[name], tensor = _buffer(program, name, state)
@@ -54,16 +57,6 @@ def exported_from_program(program: Program, original: ExportedProgram) -> Export
         constants=constants,
         verifiers=[original.verifier],
     )
-
-
-def _drop_unread_weights(program: Program) -> list[str]:
-    # by tensor: a tied weight is an input under each of its names, and read under one of them
-    rewritten = {id(program.tensors[wanted.expression.root].tensor) for wanted in program.weight_inputs.values()}
-    weights = [node for node in program.graph.find_nodes(op="placeholder") if node.name in program.tensors]
-    unread = [node for node in weights if not node.users and id(program.tensors[node.name].tensor) in rewritten]
-    for node in unread:
-        program.graph.erase_node(node)
-    return [node.name for node in unread]
 
 
 def _move_added_inputs(program: Program, specs: dict[str, InputSpec]) -> None:

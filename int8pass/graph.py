@@ -18,6 +18,7 @@ from int8pass.torch_private import (
     OpOverloadPacket,
     is_mutable,
     qualified_name,
+    shape_function,
     tree_leaves,
 )
 
@@ -96,10 +97,16 @@ def insert(like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     graph = like.graph
     with graph.inserting_before(like):
         node = graph.create_node("call_function", target, args, kwargs, name=_base_name(target))
-    node.meta = {key: like.meta[key] for key in PROVENANCE if key in like.meta}
+    keep_provenance(node, like)
+    compute = shape_function(target) or target
     with fake_mode_of(args), torch.no_grad():
-        node.meta["val"] = target(*map_arg(args, value_of), **map_arg(kwargs, value_of))
+        node.meta["val"] = compute(*map_arg(args, value_of), **map_arg(kwargs, value_of))
     return node
+
+
+def keep_provenance(node: fx.Node, original: fx.Node) -> None:
+    """Hand on to `node` where the node that it stands for came from."""
+    node.meta.update({key: original.meta[key] for key in PROVENANCE if key in original.meta})
 
 
 def in_dtype_of(node: fx.Node, result: fx.Node) -> fx.Node:
@@ -119,7 +126,7 @@ def insert_linear(like: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | No
         linear = like.graph.create_node(
             "call_function", torch.ops.aten.linear.default, (x, weight, bias), name="linear"
         )
-    linear.meta = {key: like.meta[key] for key in PROVENANCE if key in like.meta}
+    keep_provenance(linear, like)
     original = value_of(like) if value is None else value
     shape = (*value_of(x).shape[:-1], value_of(weight).shape[0])
     with original.fake_mode, torch.no_grad():  # not computed: in an autocast region x and weight may differ in dtype
@@ -129,8 +136,9 @@ def insert_linear(like: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | No
 
 def fake_mode_of(args: Any):
     """The fake tensor mode of the first fake tensor among the (nested) node arguments."""
-    leaves: list[Any] = []
-    map_arg(args, lambda node: leaves.extend(tree_leaves(value_of(node))))
+    nodes: list[fx.Node] = []
+    map_arg(args, nodes.append)
+    leaves = (leaf for node in nodes for leaf in tree_leaves(value_of(node)))
     return next(leaf.fake_mode for leaf in leaves if hasattr(leaf, "fake_mode"))
 
 

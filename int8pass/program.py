@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx
@@ -97,7 +98,10 @@ class Program:
     input_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.input_names = tuple(node.name for node in self.graph.find_nodes(op="placeholder"))
+        self._inputs = {node.name: node for node in self.graph.find_nodes(op="placeholder")}
+        self._attributes = {node.name: node for node in self.graph.find_nodes(op="get_attr")}
+        self._added: dict[WeightInput, fx.Node] = {}
+        self.input_names = tuple(self._inputs)
 
     @property
     def graph(self) -> fx.Graph:
@@ -125,6 +129,10 @@ class Program:
         """The view of a parameter or buffer that a node is; None where it depends on anything else."""
         return weight_expression(node, self.tensors.keys())
 
+    def source(self, expression: WeightExpression) -> fx.Node:
+        """The graph input or attribute that a weight is a view of."""
+        return self._inputs.get(expression.root) or self._attributes[expression.root]
+
     def quantized(self, expression: WeightExpression) -> QuantizedWeight:
         """The int8 form of a weight, quantized on first use. Raises WeightError, FreedWeightError."""
         tensor = self.tensors[expression.root].tensor
@@ -133,28 +141,44 @@ class Program:
     def weight_input(self, expression: WeightExpression, part: str) -> fx.Node:
         """The graph input that holds one field of a quantized weight, added at first need."""
         wanted = WeightInput(expression, part)
-        nodes = {node.name: node for node in self.graph.find_nodes(op="placeholder")}
-        for name, present in self.weight_inputs.items():
-            if present == wanted:
-                return nodes[name]
-        node = self._new_placeholder(f"{_input_stem(expression.root)}_{part}", after=list(nodes.values()))
-        with self._fake_mode():
-            node.meta["val"] = self.quantized(expression).empty(part)
-        self.weight_inputs[node.name] = wanted
-        return node
+        if wanted not in self._added:
+            node = self._new_input(f"{_input_stem(expression.root)}_{part}")
+            with self._fake_mode:
+                node.meta["val"] = self.quantized(expression).empty(part)
+            self.weight_inputs[node.name] = wanted
+            self._added[wanted] = node
+        return self._added[wanted]
 
-    def remove_weight_input(self, node: fx.Node) -> None:
-        """Remove an input that `weight_input` added and that nothing reads any more."""
-        del self.weight_inputs[node.name]
+    def unread_weights(self) -> list[fx.Node]:
+        """The inputs and attributes of parameters and buffers that nothing reads any more."""
+        sources = (*self._inputs.values(), *self._attributes.values())
+        return [node for node in sources if node.name in self.tensors and not node.users]
+
+    @property
+    def rewritten_tensors(self) -> set[int]:
+        """The ids of the tensors that are int8 now: a tied weight may be an input under each of its names."""
+        return {id(self.tensors[wanted.expression.root].tensor) for wanted in self.weight_inputs.values()}
+
+    def remove_input(self, node: fx.Node) -> None:
+        """Remove an input or attribute that nothing reads."""
         self.graph.erase_node(node)
+        if node.name in self.weight_inputs:
+            del self._added[self.weight_inputs.pop(node.name)]
+        if self._attributes.pop(node.name, None):
+            delattr(self.graph_module, node.target)  # Inductor would keep it, and fail on a freed one
+        else:
+            del self._inputs[node.name]
 
-    def _new_placeholder(self, name: str, after: list[fx.Node]) -> fx.Node:
-        anchor = after[-1].next if after else next(iter(self.graph.nodes))
+    def _new_input(self, name: str) -> fx.Node:
+        """A placeholder after all others."""
+        anchor = next(reversed(self._inputs.values())).next if self._inputs else next(iter(self.graph.nodes))
         with self.graph.inserting_before(anchor):
             node = self.graph.placeholder(name)
         node.target = node.name  # fx made the name unique
+        self._inputs[node.name] = node
         return node
 
+    @cached_property
     def _fake_mode(self) -> AbstractContextManager:
         modes = (getattr(value_of(node), "fake_mode", None) for node in self.graph.nodes)
         return next(mode for mode in modes if mode is not None)

@@ -3,6 +3,7 @@
 tests/test_torch_private.py fails when one of them changes.
 """
 
+import functools
 import inspect
 import re
 import sys
@@ -39,6 +40,18 @@ def is_mutable(target: OpOverload | OpOverloadPacket) -> bool:
     return any(getattr(target, name)._schema.is_mutable for name in target.overloads())
 
 
+@functools.cache
+def shape_function(target: Callable) -> Callable | None:
+    """The fake implementation of a custom op; None where it has none in Python.
+
+    Why private: an op called on fake tensors runs it too, after a dispatch that takes three times as long.
+    """
+    if not isinstance(target, OpOverload):
+        return None
+    registered = torch._library.simple_registry.singleton.find(qualified_name(target)).fake_impl.kernel
+    return None if registered is None else registered.func
+
+
 def storage_id(tensor: torch.Tensor) -> int:
     """What tells two tensors' storages apart. Why private: fake tensors have no address, and addresses are reused."""
     return tensor.untyped_storage()._cdata
@@ -72,6 +85,14 @@ def module_attribute(source: str) -> str:
     if not re.search(r"\._(parameters|buffers)\['[^']*'\]$", source):
         return ""
     return ".".join(re.findall(r"\._(?:modules|parameters|buffers)\['([^']*)'\]", source))
+
+
+def lazy_graph_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A GraphModule that generates its code when it is first run, if made while Dynamo compiles.
+
+    Why private: the public class generates code at each `recompile`, of which a compilation has several.
+    """
+    return torch.fx._lazy_graph_module._make_graph_module(root, graph)
 
 
 def mark_added_input(placeholder: fx.Node) -> None:

@@ -101,3 +101,32 @@ def test_is_tracing_holds_for_what_runs_while_dynamo_traces():
     torch.compile(nn.Linear(4, 4), backend=backend)(torch.randn(2, 4))
     assert seen == [True]
     assert not torch_private.is_tracing()
+
+
+def test_shape_function_gives_the_result_of_a_call_on_fake_tensors():
+    with torch._subclasses.FakeTensorMode():
+        x, weight = torch.empty(3, 8, dtype=torch.int8), torch.empty(5, 8, dtype=torch.int8)
+        called = torch.ops.int8pass.int8_mm(x, weight)
+        found = torch_private.shape_function(torch.ops.int8pass.int8_mm.default)(x, weight)
+    assert type(found) is type(called)
+    assert (found.shape, found.stride(), found.dtype) == (called.shape, called.stride(), called.dtype)
+
+
+@pytest.mark.parametrize("target", (torch.ops.aten.relu.default, operator.getitem, torch.relu))
+def test_ops_without_a_python_fake_have_no_shape_function(target):
+    assert torch_private.shape_function(target) is None
+
+
+def test_lazy_graph_module_generates_code_when_it_runs():
+    torch._dynamo.reset()
+    recompiled = []
+
+    def backend(graph_module, example_inputs):
+        lazy = torch_private.lazy_graph_module(graph_module, graph_module.graph)
+        lazy.recompile()
+        recompiled.append("_code" not in lazy.__dict__)
+        return lazy
+
+    model, x = nn.Linear(4, 4), torch.randn(2, 4)
+    assert torch.equal(torch.compile(model, backend=backend)(x), model(x))
+    assert recompiled == [True]

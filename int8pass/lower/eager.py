@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 
-from int8pass.inspection.dump import Dump
+from int8pass.pipeline import Pass
 from int8pass.program import Program
 
-
-def rewrite(program: Program, tap: Dump | None) -> None:
-    """Nothing to rewrite."""
+PASSES: tuple[Pass, ...] = ()
 
 
 def lower(program: Program, example_inputs: list) -> Callable:
     """Return a callable over the graph's flat inputs."""
-    return program.graph_module.forward
+    return program.graph_module

@@ -52,7 +52,7 @@ def fuse_cpu_linear(program: Program) -> int:
     for match in found:
         replace(match.dequantize, _linear(program, match, shared[match.quantize]))
         if not match.codes.users:
-            program.remove_weight_input(match.codes)
+            program.remove_input(match.codes)
     return len(found)
 
 

@@ -16,19 +16,11 @@ from torch import fx
 from int8pass import torch_private
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CompilerNotFoundError
-from int8pass.graph import PROVENANCE, value_of
-from int8pass.inspection.dump import Dump
+from int8pass.graph import keep_provenance, value_of
 from int8pass.lower.fuse_cpu_linear import fuse_cpu_linear
 from int8pass.ops import DECOMPOSITIONS
+from int8pass.pipeline import Pass
 from int8pass.program import Program
-
-
-def rewrite(program: Program, tap: Dump | None) -> None:
-    """Fuse what the CPU kernel takes, and open the rest for Inductor to fuse."""
-    for stage in (fuse_cpu_linear, decompose_ops):
-        stage(program)
-        if tap is not None:
-            tap(stage.__name__, program)
 
 
 def lower(program: Program, example_inputs: list) -> Callable:
@@ -55,19 +47,18 @@ def decompose_ops(program: Program) -> int:
         with graph.inserting_before(node):
             before = node.prev
             result = DECOMPOSITIONS[node.target](*fx.node.map_arg(node.args, lambda arg: fx.Proxy(arg, tracer)))
-        _keep_provenance(before, node)
+        created = before.next
+        while created is not node:
+            keep_provenance(created, node)
+            created = created.next
         result.node.meta["val"] = value_of(node)
         node.replace_all_uses_with(result.node)
         graph.erase_node(node)
-    program.graph_module.recompile()
     return len(found)
 
 
-def _keep_provenance(before: fx.Node, node: fx.Node) -> None:
-    created = before.next
-    while created is not node:
-        created.meta.update({key: node.meta[key] for key in PROVENANCE if key in node.meta})
-        created = created.next
+# Fuse what the CPU kernel takes, and open the rest for Inductor to fuse.
+PASSES: tuple[Pass, ...] = (Pass("fuse_cpu_linear", fuse_cpu_linear), Pass("decompose_ops", decompose_ops))
 
 
 def _require_compiler(example_inputs: list) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from int8pass.graph import PROVENANCE, fake_mode_of, in_dtype_of, is_torch_call, operation, replace, value_of
+from int8pass.graph import fake_mode_of, in_dtype_of, is_torch_call, keep_provenance, operation, replace, value_of
 from int8pass.program import Program
 from int8pass.torch_private import tree_flatten, tree_unflatten
 
@@ -67,8 +67,8 @@ def _inline(node: fx.Node, body: fx.GraphModule, leaves: list[fx.Node]) -> None:
             if inner.op in ("placeholder", "output"):
                 continue
             copy = copies[inner] = node.graph.node_copy(inner, copies.__getitem__)
-            copy.meta = {key: node.meta[key] for key in PROVENANCE if key in node.meta}
-            copy.meta["val"] = inner.meta.get("val")
+            copy.meta = {"val": inner.meta.get("val")}
+            keep_provenance(copy, node)
     result = next(iter(body.graph.find_nodes(op="output"))).args[0]
     if isinstance(result, fx.Node):
         replace(node, in_dtype_of(node, copies[result]))

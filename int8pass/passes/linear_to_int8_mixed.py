@@ -65,8 +65,7 @@ def _int8_mixed(program: Program, node: fx.Node, expression: WeightExpression) -
 def _free_if_unused(program: Program, expression: WeightExpression) -> None:
     """Release the float weight as soon as the last Linear that read it is rewritten."""
     tensor = program.tensors[expression.root].tensor
-    root = next(node for node in program.graph.nodes if node.name == expression.root)
     at_once = program.config.free_weights and not program.frees_at_calls
     freeable = isinstance(tensor, torch.nn.Parameter) and not is_freed(tensor)
-    if at_once and freeable and not root.users:
+    if at_once and freeable and not program.source(expression).users:
         free(tensor)

@@ -8,33 +8,37 @@ from torch import fx
 from int8pass import ops
 from int8pass.errors import VerificationError
 from int8pass.graph import dtype_name, value_of
+from int8pass.kernels.cpu import fused
 from int8pass.program import Program
 from int8pass.torch_private import OpOverload
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-BOOL, INT8, INT32, FLOAT32 = (torch.bool,), (torch.int8,), (torch.int32,), (torch.float32,)
+BOOL, INT8, UINT8, INT32, FLOAT32 = (torch.bool,), (torch.int8,), (torch.uint8,), (torch.int32,), (torch.float32,)
 
 
 @dataclass(frozen=True)
 class Signature:
     """Allowed dtypes of each tensor argument in order (None: may be absent), and of the result.
 
-    rank: how the result's rank derives from the first argument's.
+    rank: how the result's rank derives from the first argument's; None: not checked. results: of an op with several.
     """
 
     arguments: tuple[tuple[torch.dtype, ...], ...]
-    result: tuple[torch.dtype, ...]
-    rank: int = 0
+    result: tuple[torch.dtype, ...] = ()
+    rank: int | None = 0
+    results: tuple[tuple[torch.dtype, ...], ...] = ()
 
 
 TABLE: dict[OpOverload, Signature] = {
-    ops.outlier_mask: Signature((FLOATS,), BOOL),
+    ops.outlier_mask: Signature((FLOATS,), BOOL, rank=None),
     ops.scale_per_token: Signature((FLOATS, BOOL), FLOAT32, rank=-1),
     ops.quantize_per_token: Signature((FLOATS, FLOAT32, BOOL), INT8),
     ops.int8_mm: Signature((INT8, INT8), INT32),
     ops.outlier_mm: Signature((FLOATS, BOOL, (*FLOATS, torch.int8), FLOAT32), FLOAT32),
     ops.dequantize: Signature((INT32, FLOAT32, FLOAT32, FLOAT32, FLOATS), FLOATS),
     ops.straight_through: Signature((FLOAT32, FLOATS, INT8, FLOAT32), FLOAT32),
+    fused.cpu_quantize: Signature((FLOATS,), rank=None, results=(UINT8, FLOAT32, BOOL)),
+    fused.cpu_linear: Signature((FLOATS, UINT8, FLOAT32, BOOL, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
 }
 
 
@@ -52,12 +56,13 @@ def _verify(node: fx.Node, signature: Signature) -> None:
     for position, (argument, allowed) in enumerate(zip(tensors, signature.arguments, strict=False)):
         if argument is not None and value_of(argument).dtype not in allowed:
             _fail(node, f"argument {position} is {dtype_name(value_of(argument))}", allowed)
-    result = value_of(node)
-    if result.dtype not in signature.result:
-        _fail(node, f"the result is {dtype_name(result)}", signature.result)
-    expected = value_of(tensors[0]).dim() + signature.rank
-    if node.target is not ops.outlier_mask and result.dim() != expected:
-        raise VerificationError(f"{node.name}: the result has {result.dim()} dimensions, not {expected}")
+    results = value_of(node) if signature.results else (value_of(node),)
+    for result, allowed in zip(results, signature.results or (signature.result,), strict=True):
+        if result.dtype not in allowed:
+            _fail(node, f"the result is {dtype_name(result)}", allowed)
+        if signature.rank is not None and result.dim() != value_of(tensors[0]).dim() + signature.rank:
+            expected = value_of(tensors[0]).dim() + signature.rank
+            raise VerificationError(f"{node.name}: the result has {result.dim()} dimensions, not {expected}")
 
 
 def _fail(node: fx.Node, what: str, allowed: tuple[torch.dtype, ...]) -> None:
