@@ -13,7 +13,6 @@ import torch
 from torch import fx
 
 from int8pass.graph import (
-    PROVENANCE,
     in_dtype_of,
     insert,
     insert_linear,
@@ -21,6 +20,7 @@ from int8pass.graph import (
     is_mutation,
     is_tensor,
     is_torch_call,
+    keep_provenance,
     namespace,
     node_argument,
     operation,
@@ -45,6 +45,8 @@ def canonicalize_linear(program: Program) -> int:
             program.skip(node, f"already quantized by {namespace(node)}")
         elif "grouped_mm" in operation(node):  # torch's own, and transformers' fallback for it
             _canonicalize(program, node, _stacked)
+        elif _is_pointwise_convolution(node):
+            _canonicalize(program, node, lambda _, found: Skip(found, "a convolution of width 1"))
         elif rewrite is not None and is_torch_call(node) and is_tensor(node):
             _canonicalize(program, node, rewrite)
     for name, child in subgraphs(program.graph_module):
@@ -67,6 +69,13 @@ def _is_quantized_linear(node: fx.Node) -> bool:
     return namespace(node) in _QUANTIZED_LIBRARIES and any(
         word in operation(node) for word in ("linear", "mm", "matmul", "gemm")
     )
+
+
+def _is_pointwise_convolution(node: fx.Node) -> bool:
+    if operation(node) != "conv1d" or not is_torch_call(node):
+        return False
+    weight = value_of(node_argument(node, 1, "weight"))
+    return weight is not None and weight.shape[-1] == 1
 
 
 def _linear(program: Program, node: fx.Node) -> fx.Node | Skip:
@@ -212,7 +221,7 @@ def _absorb_bias(linear: fx.Node) -> fx.Node:
     if _differs_between(linear, addition):
         return linear
     with_bias = insert_linear(addition, *linear.args[:2], bias)
-    with_bias.meta.update({key: linear.meta[key] for key in PROVENANCE if key in linear.meta})
+    keep_provenance(with_bias, linear)
     replace(addition, with_bias)
     return with_bias
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from int8pass.passes.canonicalize_linear import canonicalize_linear
-from tests.graphs import compiled, holder, program_of, signs
+from tests.graphs import compiled, exported, holder, program_of, signs
 from tests.passes.linear_shapes import IN, OUT, ROWS, linear, transposed_bias
 
 
@@ -29,6 +29,7 @@ REFUSALS = {
         lambda m, x: torch.matmul(x, m.w), dict(w=(3, IN, OUT)), ((3, 4, IN),)),
     "addmm with alpha or beta other than 1": (
         lambda m, x: torch.addmm(m.b, x, m.w, alpha=2), transposed_bias, (ROWS,)),
+    "a convolution of width 1": (lambda m, x: F.conv1d(x, m.w, m.b), dict(w=(OUT, IN, 1), b=(OUT,)), ((2, IN, 4),)),
     "reflected matmul": (lambda m, x: x.__rmatmul__(m.w), dict(w=(OUT, 4)), (ROWS,)),
 }  # fmt: skip
 
@@ -40,6 +41,14 @@ def test_refusal(reason):
     result = compiled(module, *inputs)
     assert result.reasons == {reason: 1}
     assert torch.equal(result.output, module(*inputs))
+
+
+@pytest.mark.parametrize("width, reasons", ((1, {"a convolution of width 1": 1}), (3, {})))
+@pytest.mark.parametrize("run", (compiled, exported))
+@pytest.mark.filterwarnings("ignore:int8mixed rewrote nothing")
+def test_of_convolutions_those_of_width_1_are_recorded(run, width, reasons):
+    layer = nn.Conv1d(IN, OUT, width).requires_grad_(False)
+    assert run(layer, signs(2, IN, 4)).reasons == reasons
 
 
 @pytest.mark.parametrize(
