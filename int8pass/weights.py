@@ -15,6 +15,7 @@ from int8pass.errors import FreedWeightError, WeightError
 from int8pass.kernels.cpu import fused
 from int8pass.kernels.cpu.packing import code_offset, pack, packed_shape, unpack
 from int8pass.quantization.absmax import INT8_MAX, absmax_codes, absmax_scale
+from int8pass.released_memory import released
 from int8pass.torch_private import as_plain_tensors, is_tracing, storage_id
 
 _ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
@@ -63,6 +64,7 @@ class QuantizedWeight:
                 self._offset = code_offset(self._codes)
                 self._packed = pack(self._codes)
                 self._codes = None
+                released(self._packed.nbytes)
         return self._packed
 
     @property
@@ -169,6 +171,7 @@ def free(parameter: nn.Parameter) -> None:
     hollow = torch.empty_strided(parameter.size(), parameter.stride(), dtype=parameter.dtype, device=parameter.device)
     hollow.untyped_storage().resize_(0)
     parameter.data = hollow
+    released(parameter.nbytes)
     parameter.__class__ = FreedParameter
 
 
