@@ -7,10 +7,16 @@
 
 namespace int8pass {
 
-// 16 numbers, which the compiler spreads over the registers that there are
-typedef float Floats __attribute__((vector_size(64), aligned(4)));
-typedef int32_t Ints __attribute__((vector_size(64), aligned(4)));
+// As many numbers as a register holds
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Floats __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t)), aligned(4)));
 
 // What belongs to one block of 64 outputs, padded with zeros
 struct BlockOfOutputs {
@@ -25,7 +31,7 @@ struct BlockOfOutputs {
 template <bool kDequantized>
 inline void finish_row(const int32_t* sums, float input_scale, const float* inputs, int64_t outliers,
                        const BlockOfOutputs& block, float* y) {
-  constexpr int kTogether = 2;
+  constexpr int kTogether = 4;
   for (int64_t n = 0; n < kBlockN; n += kTogether * kLanes) {
     Floats total[kTogether], scale[kTogether];
     unroll<kTogether>([&](auto i) INT8PASS_INLINE {

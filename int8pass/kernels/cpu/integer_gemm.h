@@ -7,7 +7,9 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "common.h"
 #include "tile.h"
@@ -15,8 +17,8 @@
 namespace int8pass {
 
 constexpr int64_t kBrgemmRows = 32;   // rows of one tile: 32 x 64 x 4 bytes stay in L1
-constexpr int64_t kNativeRows = 96;   // more rows share the weights that a tile widens; 24 KiB
-constexpr int64_t kMostRows = std::max(kBrgemmRows, kNativeRows);
+constexpr int64_t kNativeRows = 96;   // more rows share the weights that a tile brings into L1
+constexpr int64_t kMostRows = kNativeRows + native::kGroupRows;
 
 inline void brgemm(const uint8_t* codes, int64_t rows, const int8_t* packed, int64_t padded, int32_t* tile) {
   at::native::cpublas::brgemm(rows, kBlockN, padded, padded, kBlockN, kBlockN, false, codes,
@@ -48,10 +50,10 @@ class IntegerGemm {
  public:
   IntegerGemm(const uint8_t* codes, const int8_t* packed, int64_t rows, int64_t padded)
       : codes_(codes), packed_(packed), rows_(rows), padded_(padded), brgemm_(uses_brgemm()) {
-    const int64_t most = brgemm_ ? kBrgemmRows : kNativeRows;
-    const int64_t even = ceil_div(rows, ceil_div(rows, most));
-    tile_rows_ = brgemm_ ? most : ceil_div(even, native::kGroupRows) * native::kGroupRows;
-    if (!brgemm_) arrange_rows();
+    if (brgemm_) return;
+    together_ = ceil_div(rows, ceil_div(rows, native::kGroupRows));
+    tile_rows_ = ceil_div(ceil_div(rows, ceil_div(rows, kNativeRows)), together_) * together_;
+    arrange_rows();
   }
 
   int64_t tile_rows() const { return tile_rows_; }
@@ -60,35 +62,38 @@ class IntegerGemm {
   // What a thread needs while it multiplies
   struct Worker {
     native::Scratch scratch;
-    bool release;
     ~Worker() {
-      if (release) at::native::cpublas::brgemm_release(true);
+      if (uses_brgemm()) at::native::cpublas::brgemm_release(true);
     }
   };
 
   // first is a multiple of tile_rows(), count at most that
   void multiply(int64_t first, int64_t count, int64_t block, int32_t* tile, Worker& worker) const {
     const int8_t* weights = packed_ + block * kBlockN * padded_;
-    if (brgemm_) brgemm(codes_ + first * padded_, count, weights, padded_, tile);
-    else native::multiply_tile(arranged_.data() + first * padded_, count, weights, padded_, tile, worker.scratch);
+    if (brgemm_) return brgemm(codes_ + first * padded_, count, weights, padded_, tile);
+    const auto* row_groups = row_groups_.data() + first / together_;
+    native::multiply_tile(row_groups, ceil_div(count, together_), weights, padded_ / kGroupK, tile, worker.scratch);
   }
 
  private:
   void arrange_rows() {
-    arranged_.resize(rows_ * padded_);
-    const int64_t groups = ceil_div(rows_, native::kGroupRows);
-    at::parallel_for(0, groups, ceil_div(32768, native::kGroupRows * padded_), [&](int64_t begin, int64_t end) {
-      for (int64_t m = begin * native::kGroupRows; m < std::min(rows_, end * native::kGroupRows); m += native::kGroupRows)
-        arrange(codes_ + m * padded_, std::min<int64_t>(native::kGroupRows, rows_ - m), padded_,
-                arranged_.data() + m * padded_);
+    const int64_t groups = padded_ / kGroupK;
+    arranged_.reset(new Four[rows_ * groups]);
+    row_groups_.resize(ceil_div(rows_, together_));
+    at::parallel_for(0, row_groups_.size(), ceil_div(32768, together_ * padded_), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t m = i * together_, rows = std::min(together_, rows_ - m);
+        row_groups_[i] = arrange(codes_ + m * padded_, rows, groups, rows_ == 1, arranged_.get() + m * groups);
+      }
     });
   }
 
   const uint8_t* codes_;
   const int8_t* packed_;
-  int64_t rows_, padded_, tile_rows_;
+  int64_t rows_, padded_, tile_rows_ = kBrgemmRows, together_ = 1;
   bool brgemm_;
-  std::vector<native::Code> arranged_;
+  std::unique_ptr<Four[]> arranged_;
+  std::vector<native::RowGroup> row_groups_;
 };
 
 }  // namespace int8pass

@@ -13,6 +13,11 @@ namespace int8pass {
 constexpr int64_t kBlockN = 64;  // outputs of one packed weight block
 constexpr int64_t kGroupK = 4;   // features that stand together in a packed weight
 
+// Codes of one row that are multiplied together
+struct Four {
+  int8_t codes[kGroupK];
+};
+
 inline int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // Calls function(std::integral_constant<int, 0>), ..., with no loop left for the compiler to keep

@@ -44,7 +44,8 @@ void load_block(const Linear& linear, int64_t block, bool has_offset, float* cod
   if (linear.bias) std::memcpy(out.bias, linear.bias + start, count * sizeof(float));
   for (size_t j = 0; j < linear.outliers.size(); ++j) {
     out.columns[j] = linear.columns.empty() ? codes + j * kBlockN : linear.columns[j].get() + start;
-    if (linear.columns.empty()) codes_of(linear.packed + start * linear.padded, linear.outliers[j], codes + j * kBlockN);
+    if (!linear.columns.empty()) continue;
+    codes_of(linear.packed + start * linear.padded, linear.outliers[j], codes + j * kBlockN);
   }
 }
 
@@ -60,8 +61,9 @@ void run(const Linear& linear, T* out) {
     alignas(64) int32_t tile[kMostRows * kBlockN];
     alignas(64) float y[kBlockN], codes[kFewOutliers * kBlockN];
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task / row_blocks, start = block * kBlockN, count = std::min(kBlockN, linear.outputs - start);
-      const int64_t first = task % row_blocks * gemm.tile_rows(), rows = std::min(gemm.tile_rows(), linear.rows - first);
+      const int64_t block = task / row_blocks, first = task % row_blocks * gemm.tile_rows();
+      const int64_t start = block * kBlockN, count = std::min(kBlockN, linear.outputs - start);
+      const int64_t rows = std::min(gemm.tile_rows(), linear.rows - first);
       BlockOfOutputs loaded;
       load_block(linear, block, gemm.has_offset(), codes, loaded);
       gemm.multiply(first, rows, block, tile, worker);

@@ -29,17 +29,20 @@ inline float from_bits(uint32_t bits) {
   return value;
 }
 
+// Copies a row in float and returns the bits of its largest magnitude
 template <typename T>
-inline void to_float(const T* __restrict x, float* __restrict out, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) out[k] = static_cast<float>(x[k]);
-}
-
-inline uint32_t max_bits(const float* __restrict x, int64_t count) {
+inline uint32_t load_row(const T* __restrict x, float* __restrict row, int64_t count) {
   uint32_t most = 0;
   for (int64_t k = 0; k < count; ++k) {
-    const uint32_t bits = magnitude_bits(x[k]);
-    most = bits > most ? bits : most;
+    row[k] = static_cast<float>(x[k]);
+    most = std::max(most, magnitude_bits(row[k]));
   }
+  return most;
+}
+
+inline uint32_t max_bits(const float* __restrict row, int64_t count) {
+  uint32_t most = 0;
+  for (int64_t k = 0; k < count; ++k) most = std::max(most, magnitude_bits(row[k]));
   return most;
 }
 
@@ -73,14 +76,12 @@ struct QuantizePlan {
   bool per_token;
 };
 
-// One row whose outliers are 0 already: its scale and codes. Returns the bits of its largest magnitude.
-inline uint32_t finish_quantize(const float* row, uint8_t* codes, float* scale, const QuantizePlan& plan) {
-  const uint32_t most = max_bits(row, plan.width);
+// The scale and the codes of a row whose outliers are 0 already. most: the bits of its largest magnitude
+inline void finish_quantize(const float* row, uint32_t most, uint8_t* codes, float* scale, const QuantizePlan& plan) {
   *scale = scale_from(most);
   if (*scale > 0.0f) quantize_row(row, *scale, codes, plan.width);
   else std::memset(codes, kZeroPoint, plan.width);
   std::memset(codes + plan.width, kZeroPoint, plan.padded - plan.width);
-  return most;
 }
 
 // Reads x once: each row is quantized with its own outliers left out. By column, a feature that is an outlier in
@@ -95,20 +96,22 @@ void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, 
     std::vector<float> row(plan.width);
     std::vector<uint8_t> seen;
     for (int64_t m = begin; m < end; ++m) {
-      to_float(x + m * plan.width, row.data(), plan.width);
-      if (detect && max_bits(row.data(), plan.width) >= magnitude_bits(plan.threshold)) {
+      most[m] = load_row(x + m * plan.width, row.data(), plan.width);
+      if (detect && most[m] >= magnitude_bits(plan.threshold)) {
         seen.resize(plan.width, 0);
         mark_outliers(row.data(), seen.data(), plan.threshold, plan.width);
         zero_own_outliers(row.data(), plan.threshold, plan.width);
+        most[m] = max_bits(row.data(), plan.width);
       }
-      most[m] = finish_quantize(row.data(), codes + m * plan.padded, scale + m, plan);
+      finish_quantize(row.data(), most[m], codes + m * plan.padded, scale + m, plan);
     }
     if (!seen.empty()) {
       std::lock_guard<std::mutex> guard(merge);
       for (int64_t k = 0; k < plan.width; ++k) outliers[k] |= seen[k];
     }
   });
-  const std::vector<int64_t> columns = detect && !plan.per_token ? marked(outliers, plan.width) : std::vector<int64_t>();
+  if (!detect || plan.per_token) return;
+  const std::vector<int64_t> columns = marked(outliers, plan.width);
   if (columns.empty()) return;
   at::parallel_for(0, plan.rows, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> row(plan.width);
@@ -119,9 +122,9 @@ void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, 
         again |= magnitude_bits(static_cast<float>(x[m * plan.width + k])) == most[m];
       }
       if (!again) continue;
-      to_float(x + m * plan.width, row.data(), plan.width);
+      load_row(x + m * plan.width, row.data(), plan.width);
       for (const int64_t k : columns) row[k] = 0.0f;
-      finish_quantize(row.data(), codes + m * plan.padded, scale + m, plan);
+      finish_quantize(row.data(), max_bits(row.data(), plan.width), codes + m * plan.padded, scale + m, plan);
     }
   });
 }

@@ -1,6 +1,8 @@
 // The int32 tile product of this processor, and the order in which it reads codes.
 #pragma once
 
+#include <vector>
+
 #include "layout.h"
 
 #if defined(INT8PASS_PORTABLE)
@@ -15,13 +17,12 @@
 
 namespace int8pass {
 
-// codes uint8 [rows][padded] with zero point 128 -> signed row groups [padded/4][rows of the group][4]
-inline void arrange(const uint8_t* codes, int64_t rows, int64_t padded, native::Code* out) {
-  for (int64_t m = 0; m < rows; ++m)
-    for (int64_t k = 0; k < padded; k += kGroupK)
-      for (int64_t i = 0; i < kGroupK; ++i)
-        out[k * rows + m * kGroupK + i] =
-            static_cast<native::Code>(static_cast<int32_t>(codes[m * padded + k + i]) - 128);
+// Codes uint8 [rows][4 * groups] with zero point 128 -> a row group whose x is `out`; see native::arrange
+inline native::RowGroup arrange(const uint8_t* codes, int64_t rows, int64_t groups, bool alone, Four* out) {
+  std::vector<Four> signed_codes(rows * groups);
+  auto* bytes = reinterpret_cast<uint8_t*>(signed_codes.data());
+  for (int64_t i = 0; i < rows * groups * kGroupK; ++i) bytes[i] = codes[i] ^ 128;
+  return native::arrange(signed_codes.data(), rows, groups, alone, out);
 }
 
 }  // namespace int8pass

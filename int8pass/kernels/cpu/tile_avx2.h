@@ -1,115 +1,249 @@
-// int32 tiles of signed codes times packed weights on AVX2, exact. 8-bit multiplies of AVX2 (vpmaddubsw) saturate, so
-// that codes are multiplied as 16-bit numbers: vpmaddwd adds pairs of products to 32 bits. One row is too little work
-// to widen the weights for; there |x| * (w with the sign of x) stays below 2^15 for every pair, and vpmaddubsw is exact.
+// int32 tiles of signed codes times packed weights on AVX2, exact. Its 8-bit multiply, vpmaddubsw, adds two products of
+// an unsigned and a signed byte at 16 bits, where they can saturate. Two ways around that:
+//   shifted  (weight + 128) * code: a pair fits while |code + code| <= 128. What a pair has above that is multiplied
+//            apart, as `excess`; in a row of activations few pairs have any.
+//   signed   |code| * (weight with the sign of code): always fits, at one more instruction.
 #pragma once
 
 #include <immintrin.h>
+
+#include <cstdlib>
+#include <vector>
 
 #include "layout.h"
 
 namespace int8pass::native {
 
-using Code = int16_t;
-
-constexpr int kGroupRows = 6;          // rows of a register tile: 6 x 8 outputs in 12 of 16 registers
-constexpr int64_t kPanelGroups = 64;   // features * 4 of weights widened at a time: 32 KiB, which stay in cache
 constexpr const char* kName = "AVX2";
+constexpr int kGroupRows = 5;         // rows of a register tile: 5 x 16 outputs in 10 of 16 registers
+constexpr int64_t kPanelGroups = 64;  // feature groups of a block that are multiplied together: 16 KiB stay in L1
+constexpr int64_t kBytesAhead = 4096;  // how far ahead one row's weights are prefetched
+constexpr int32_t kLargestPair = 128;
 
-struct Scratch {
-  alignas(64) int16_t panel[kPanelGroups * kGroupK * kBlockN];
+struct Excess {
+  int64_t group;
+  Four codes;
 };
 
-// The instructions are spelled out, since the compiler would keep sums in memory and copy registers
-INT8PASS_INLINE inline void multiply_add(__m256i& sum, __m256i weights, __m256i codes) {
-  __m256i product;
-  asm volatile("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(weights), "x"(codes));
+// Rows that share a register tile
+struct RowGroup {
+  int64_t rows;
+  const Four* x;                   // [K/4][rows]
+  bool shifted;                    // else signed
+  int32_t start[kGroupRows] = {};  // what sums start from: -128 * the row's sum where weights are shifted
+  std::vector<Excess> excess[kGroupRows];
+};
+
+struct Scratch {
+  alignas(64) int8_t panel[kPanelGroups * kGroupK * kBlockN];
+};
+
+INT8PASS_INLINE inline __m256i load(const void* place) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(place));
 }
 
-INT8PASS_INLINE inline __m256i broadcast(const int16_t* four) {
+INT8PASS_INLINE inline __m256i shift(__m256i weights) { return _mm256_xor_si256(weights, _mm256_set1_epi8(-128)); }
+
+INT8PASS_INLINE inline __m256i broadcast(const Four& four) {
   __m256i result;
-  asm volatile("vpbroadcastq %1, %0" : "=x"(result) : "m"(*reinterpret_cast<const int64_t*>(four)));
+  asm volatile("vpbroadcastd %1, %0" : "=x"(result) : "m"(four));
   return result;
 }
 
-// codes [groups][kRows][4], weights [groups][2][16] -> sums of 8 outputs a row, stored or added
-template <int kRows>
-__attribute__((noinline)) void register_tile(const int16_t* codes, const int16_t* weights, int64_t groups,
+// Spelled out, since the compiler would keep sums in memory and copy registers
+template <bool kShifted>
+INT8PASS_INLINE inline void multiply_add(__m256i& sum, __m256i weights, __m256i codes, __m256i magnitudes,
+                                         __m256i ones) {
+  __m256i product;
+  if constexpr (kShifted)
+    asm volatile("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+                 : "+x"(sum), "=&x"(product)
+                 : "x"(weights), "x"(codes), "x"(ones));
+  else
+    asm volatile("vpsignb %3, %2, %1\n\tvpmaddubsw %1, %4, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
+                 : "+x"(sum), "=&x"(product)
+                 : "x"(weights), "x"(codes), "x"(magnitudes), "x"(ones));
+}
+
+INT8PASS_INLINE inline __m256i ones_in_register() {
+  __m256i ones = _mm256_set1_epi16(1);
+  asm("" : "+x"(ones));
+  return ones;
+}
+
+// kRows rows times 16 outputs: x [groups][kRows], panel [groups][16][4], tile [kRows][64]
+template <int kRows, bool kShifted>
+__attribute__((noinline)) void register_tile(const Four* x, const int8_t* panel, int64_t groups, const int32_t* start,
                                              int32_t* tile, bool add) {
-  __m256i sums[kRows][2];  // each holds 4 outputs as two partial sums
+  __m256i sums[kRows][2];
+  const __m256i ones = ones_in_register();
   unroll<kRows>([&](auto r) INT8PASS_INLINE { sums[r][0] = sums[r][1] = _mm256_setzero_si256(); });
-  for (int64_t g = 0; g < groups; ++g, codes += kRows * kGroupK, weights += 32) {
-    const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
-    const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + 16));
+  for (int64_t g = 0; g < groups; ++g, x += kRows, panel += 64) {
+    const __m256i low = load(panel), high = load(panel + 32);
     unroll<kRows>([&](auto r) INT8PASS_INLINE {
-      const __m256i four = broadcast(codes + r * kGroupK);
-      multiply_add(sums[r][0], low, four);
-      multiply_add(sums[r][1], high, four);
+      const __m256i codes = broadcast(x[r]), magnitudes = kShifted ? codes : _mm256_abs_epi8(codes);
+      multiply_add<kShifted>(sums[r][0], low, codes, magnitudes, ones);
+      multiply_add<kShifted>(sums[r][1], high, codes, magnitudes, ones);
     });
   }
   unroll<kRows>([&](auto r) INT8PASS_INLINE {
-    const __m256i paired = _mm256_hadd_epi32(sums[r][0], sums[r][1]);
-    __m256i outputs = _mm256_permute4x64_epi64(paired, 0xd8);
-    auto* place = reinterpret_cast<__m256i*>(tile + r * kBlockN);
-    if (add) outputs = _mm256_add_epi32(outputs, _mm256_load_si256(place));
-    _mm256_store_si256(place, outputs);
+    unroll<2>([&](auto i) INT8PASS_INLINE {
+      auto* place = reinterpret_cast<__m256i*>(tile + r * kBlockN + i * 8);
+      const __m256i before = add ? _mm256_load_si256(place) : _mm256_set1_epi32(start[r]);
+      _mm256_store_si256(place, _mm256_add_epi32(sums[r][i], before));
+    });
   });
 }
 
-// packed [groups][64][4] -> panel [8][groups][2][16], so that a register tile reads it from end to end
-inline void widen(const int8_t* packed, int64_t groups, int16_t* panel) {
-  for (int64_t g = 0; g < groups; ++g)
-    unroll<16>([&](auto i) INT8PASS_INLINE {
-      const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + g * kBlockN * kGroupK + i * 16));
-      auto* place = reinterpret_cast<__m256i*>(panel + (i / 2 * groups + g) * 32 + i % 2 * 16);
-      _mm256_store_si256(place, _mm256_cvtepi8_epi16(narrow));
-    });
-}
-
-inline void one_row(const int16_t* codes, const int8_t* packed, int64_t groups, int32_t* tile) {
+// One row times 64 outputs, straight from packed weights: `count` terms (feature group, codes) added to the sums
+template <bool kShifted, typename Term>
+void add_terms(int64_t count, Term&& term, const int8_t* packed, int32_t* tile) {
   __m256i sums[8];
-  unroll<8>([&](auto i) INT8PASS_INLINE { sums[i] = _mm256_setzero_si256(); });
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int64_t g = 0; g < groups; ++g, codes += kGroupK, packed += kBlockN * kGroupK) {
-    const __m128i wide = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
-    const __m256i four = _mm256_broadcastd_epi32(_mm_packs_epi16(wide, wide));
-    const __m256i magnitudes = _mm256_abs_epi8(four);
+  const __m256i ones = ones_in_register();
+  unroll<8>([&](auto i) INT8PASS_INLINE { sums[i] = load(tile + i * 8); });
+  for (int64_t t = 0; t < count; ++t) {
+    const auto [group, four] = term(t);
+    const int8_t* weights = packed + group * kBlockN * kGroupK;
+    const __m256i codes = broadcast(four), magnitudes = kShifted ? codes : _mm256_abs_epi8(codes);
+    unroll<4>([&](auto i) INT8PASS_INLINE { _mm_prefetch(weights + kBytesAhead + i * 64, _MM_HINT_T0); });
     unroll<8>([&](auto i) INT8PASS_INLINE {
-      const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed + i * 32));
-      const __m256i pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(weights, four));
-      sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, ones));
+      const __m256i loaded = load(weights + i * 32);
+      multiply_add<kShifted>(sums[i], kShifted ? shift(loaded) : loaded, codes, magnitudes, ones);
     });
   }
   unroll<8>([&](auto i) INT8PASS_INLINE { _mm256_store_si256(reinterpret_cast<__m256i*>(tile + i * 8), sums[i]); });
 }
 
-template <int kRows>
-void row_group(const int16_t* codes, const int16_t* panel, int64_t groups, int32_t* tile, bool add) {
-  for (int64_t eighth = 0; eighth < 8; ++eighth)
-    register_tile<kRows>(codes, panel + eighth * groups * 32, groups, tile + eighth * 8, add);
+// packed [groups][64][4] -> panel [4][groups][16][4], so that a register tile reads it from end to end
+inline void load_panel(const int8_t* packed, int64_t groups, bool shifted, int8_t* panel) {
+  const __m256i flip = _mm256_set1_epi8(shifted ? -128 : 0);
+  for (int64_t g = 0; g < groups; ++g)
+    unroll<8>([&](auto i) INT8PASS_INLINE {
+      auto* to = reinterpret_cast<__m256i*>(panel + (i / 2 * groups + g) * 64 + i % 2 * 32);
+      _mm256_store_si256(to, _mm256_xor_si256(load(packed + g * kBlockN * kGroupK + i * 32), flip));
+    });
 }
 
-// codes: row groups as `arrange` leaves them, for all K; packed: one block [K/4][64][4]; tile: int32 [rows][64]
-inline void multiply_tile(const Code* codes, int64_t rows, const int8_t* packed, int64_t padded, int32_t* tile,
-                          Scratch& scratch) {
-  const int64_t groups = padded / kGroupK;
-  if (rows == 1) return one_row(codes, packed, groups, tile);
+// Weights that will be needed next, brought nearer while others are multiplied: `lines` of 64 bytes at each step
+struct Ahead {
+  const int8_t* next;
+  int64_t lines;
+
+  void step() {
+    for (int64_t i = 0; i < lines; ++i, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+  }
+};
+
+template <int kRows>
+void multiply_group(const RowGroup& group, int64_t first, const int8_t* panel, int64_t groups, int32_t* tile,
+                    Ahead& ahead) {
+  const auto multiply = group.shifted ? register_tile<kRows, true> : register_tile<kRows, false>;
+  for (int64_t quarter = 0; quarter < 4; ++quarter) {
+    ahead.step();
+    multiply(group.x + first * kRows, panel + quarter * groups * 64, groups, group.start, tile + quarter * 16,
+             first > 0);
+  }
+}
+
+// Row groups of the same kind; packed: one block [K/4][64][4]; tile: int32 [rows][64]
+inline void multiply_kind(const RowGroup* row_groups, int64_t count, bool shifted, const int8_t* packed, int64_t groups,
+                          int32_t* tile, Scratch& scratch) {
   for (int64_t first = 0; first < groups; first += kPanelGroups) {
-    const int64_t count = std::min(kPanelGroups, groups - first);
-    widen(packed + first * kBlockN * kGroupK, count, scratch.panel);
-    for (int64_t m = 0; m < rows; m += kGroupRows) {
-      const int64_t together = std::min<int64_t>(kGroupRows, rows - m);
-      const Code* start = codes + m * padded + first * together * kGroupK;
-      int32_t* out = tile + m * kBlockN;
-      switch (together) {
-        case 1: row_group<1>(start, scratch.panel, count, out, first > 0); break;
-        case 2: row_group<2>(start, scratch.panel, count, out, first > 0); break;
-        case 3: row_group<3>(start, scratch.panel, count, out, first > 0); break;
-        case 4: row_group<4>(start, scratch.panel, count, out, first > 0); break;
-        case 5: row_group<5>(start, scratch.panel, count, out, first > 0); break;
-        default: row_group<6>(start, scratch.panel, count, out, first > 0);
+    const int64_t now = std::min(kPanelGroups, groups - first);
+    load_panel(packed + first * kBlockN * kGroupK, now, shifted, scratch.panel);
+    Ahead ahead{packed + (first + now) * kBlockN * kGroupK, ceil_div(kPanelGroups * kGroupK * kBlockN / 64, 4 * count)};
+    int32_t* out = tile;
+    for (int64_t i = 0; i < count; out += row_groups[i++].rows * kBlockN) {
+      if (row_groups[i].shifted != shifted) continue;
+      switch (row_groups[i].rows) {
+        case 1: multiply_group<1>(row_groups[i], first, scratch.panel, now, out, ahead); break;
+        case 2: multiply_group<2>(row_groups[i], first, scratch.panel, now, out, ahead); break;
+        case 3: multiply_group<3>(row_groups[i], first, scratch.panel, now, out, ahead); break;
+        case 4: multiply_group<4>(row_groups[i], first, scratch.panel, now, out, ahead); break;
+        default: multiply_group<5>(row_groups[i], first, scratch.panel, now, out, ahead);
       }
     }
   }
+}
+
+inline void multiply_one_row(const RowGroup& row, const int8_t* packed, int64_t groups, int32_t* tile) {
+  std::memset(tile, 0, kBlockN * sizeof *tile);
+  add_terms<false>(groups, [&](int64_t g) { return Excess{g, row.x[g]}; }, packed, tile);
+}
+
+inline void multiply_tile(const RowGroup* row_groups, int64_t count, const int8_t* packed, int64_t groups,
+                          int32_t* tile, Scratch& scratch) {
+  if (count == 1 && row_groups->rows == 1 && !row_groups->shifted)
+    return multiply_one_row(*row_groups, packed, groups, tile);
+  for (const bool shifted : {true, false})
+    if (std::any_of(row_groups, row_groups + count, [&](const RowGroup& group) { return group.shifted == shifted; }))
+      multiply_kind(row_groups, count, shifted, packed, groups, tile, scratch);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t r = 0; r < row_groups[i].rows; ++r, tile += kBlockN)
+      if (const auto& excess = row_groups[i].excess[r]; !excess.empty())
+        add_terms<true>(excess.size(), [&](int64_t t) { return excess[t]; }, packed, tile);
+}
+
+// Moves what a pair has above kLargestPair from its second code to `excess`. Returns whether there was any.
+inline bool take_excess(Four& four, Four& excess) {
+  bool any = false;
+  excess = {};
+  for (int64_t i = 0; i < kGroupK; i += 2) {
+    const int32_t pair = four.codes[i] + four.codes[i + 1];
+    if (std::abs(pair) <= kLargestPair) continue;
+    excess.codes[i + 1] = static_cast<int8_t>(pair > 0 ? pair - kLargestPair : pair + kLargestPair);
+    four.codes[i + 1] = static_cast<int8_t>(four.codes[i + 1] - excess.codes[i + 1]);
+    any = true;
+  }
+  return any;
+}
+
+// Whether any of 32 codes' pairs is too large; adds the pairs to `sum`
+inline bool has_excess(__m256i codes, __m256i& sum) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  return !_mm256_testz_si256(_mm256_cmpgt_epi16(_mm256_abs_epi16(pairs), _mm256_set1_epi16(kLargestPair)),
+                             _mm256_set1_epi16(-1));
+}
+
+// One row of signed codes [groups] into every `stride`-th of `out`, safe for shifted weights. Returns the codes' sum.
+inline int32_t arrange_shifted(const Four* codes, int64_t groups, int64_t stride, Four* out,
+                               std::vector<Excess>& excess) {
+  constexpr int64_t kTogether = 8;
+  __m256i sum = _mm256_setzero_si256();
+  for (int64_t g = 0; g < groups; g += kTogether) {
+    const int64_t now = std::min(kTogether, groups - g);
+    Four eight[kTogether] = {};
+    std::memcpy(eight, codes + g, now * sizeof(Four));
+    const bool some = has_excess(load(eight), sum);
+    for (int64_t i = 0; i < now; ++i) {
+      if (Four above; some && take_excess(eight[i], above)) excess.push_back({g + i, above});
+      out[(g + i) * stride] = eight[i];
+    }
+  }
+  alignas(32) int32_t sums[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(sums), sum);
+  int32_t total = 0;
+  for (const int32_t part : sums) total += part;
+  return total;
+}
+
+// signed codes [rows][groups] -> a row group whose x is `out` [groups][rows]. alone: no other rows share the weights
+inline RowGroup arrange(const Four* codes, int64_t rows, int64_t groups, bool alone, Four* out) {
+  RowGroup group{rows, out, !alone};
+  size_t excess = 0;
+  for (int64_t r = 0; r < rows && group.shifted; ++r) {
+    group.start[r] = -128 * arrange_shifted(codes + r * groups, groups, rows, out + r, group.excess[r]);
+    excess += group.excess[r].size();
+    group.shifted = excess * 16 <= static_cast<size_t>(rows * groups);  // more would cost more than signed weights do
+  }
+  if (group.shifted) return group;
+  for (int64_t r = 0; r < rows; ++r) {
+    group.start[r] = 0;
+    group.excess[r].clear();
+    for (int64_t g = 0; g < groups; ++g) out[g * rows + r] = codes[r * groups + g];
+  }
+  return group;
 }
 
 }  // namespace int8pass::native

@@ -7,25 +7,30 @@
 
 namespace int8pass::native {
 
-using Code = int8_t;
-
-constexpr int kGroupRows = 4;  // rows of a register tile: 4 x 16 outputs in 16 of 32 registers
 constexpr const char* kName = "NEON";
+constexpr int kGroupRows = 4;  // rows of a register tile: 4 x 16 outputs in 16 of 32 registers
+
+struct RowGroup {
+  int64_t rows;
+  const Four* x;  // [K/4][rows]
+};
 
 struct Scratch {};
 
-// codes [groups][kRows][4], packed [groups][64][4] of which 16 outputs are read -> 16 sums a row
+// x [groups][kRows], packed [groups][64][4] of which 16 outputs are read -> 16 sums a row
 template <int kRows>
-void register_tile(const int8_t* codes, const int8_t* packed, int64_t groups, int32_t* tile) {
+void register_tile(const Four* x, const int8_t* packed, int64_t groups, int32_t* tile) {
   int32x4_t sums[kRows][4];
-  unroll<kRows>([&](auto r) INT8PASS_INLINE { unroll<4>([&](auto i) INT8PASS_INLINE { sums[r][i] = vdupq_n_s32(0); }); });
-  for (int64_t g = 0; g < groups; ++g, codes += kRows * kGroupK, packed += kBlockN * kGroupK) {
+  unroll<kRows>([&](auto r) INT8PASS_INLINE {
+    unroll<4>([&](auto i) INT8PASS_INLINE { sums[r][i] = vdupq_n_s32(0); });
+  });
+  for (int64_t g = 0; g < groups; ++g, x += kRows, packed += kBlockN * kGroupK) {
     int8x16_t weights[4];
     unroll<4>([&](auto i) INT8PASS_INLINE { weights[i] = vld1q_s8(packed + i * 16); });
     unroll<kRows>([&](auto r) INT8PASS_INLINE {
-      int32_t four;
-      std::memcpy(&four, codes + r * kGroupK, sizeof four);
-      const int8x16_t spread = vreinterpretq_s8_s32(vdupq_n_s32(four));
+      int32_t codes;
+      std::memcpy(&codes, x[r].codes, sizeof codes);
+      const int8x16_t spread = vreinterpretq_s8_s32(vdupq_n_s32(codes));
       unroll<4>([&](auto i) INT8PASS_INLINE { sums[r][i] = vdotq_s32(sums[r][i], weights[i], spread); });
     });
   }
@@ -34,23 +39,26 @@ void register_tile(const int8_t* codes, const int8_t* packed, int64_t groups, in
   });
 }
 
-// codes: row groups as `arrange` leaves them, for all K; packed: one block [K/4][64][4]; tile: int32 [rows][64]
-inline void multiply_tile(const Code* codes, int64_t rows, const int8_t* packed, int64_t padded, int32_t* tile,
-                          Scratch&) {
-  const int64_t groups = padded / kGroupK;
-  for (int64_t m = 0; m < rows; m += kGroupRows) {
-    const Code* start = codes + m * padded;
+// packed: one block [K/4][64][4]; tile: int32 [rows][64]
+inline void multiply_tile(const RowGroup* row_groups, int64_t count, const int8_t* packed, int64_t groups,
+                          int32_t* tile, Scratch&) {
+  for (int64_t i = 0; i < count; tile += row_groups[i++].rows * kBlockN)
     for (int64_t n = 0; n < kBlockN; n += 16) {
       const int8_t* weights = packed + n * kGroupK;
-      int32_t* out = tile + m * kBlockN + n;
-      switch (std::min<int64_t>(kGroupRows, rows - m)) {
-        case 1: register_tile<1>(start, weights, groups, out); break;
-        case 2: register_tile<2>(start, weights, groups, out); break;
-        case 3: register_tile<3>(start, weights, groups, out); break;
-        default: register_tile<4>(start, weights, groups, out);
+      switch (row_groups[i].rows) {
+        case 1: register_tile<1>(row_groups[i].x, weights, groups, tile + n); break;
+        case 2: register_tile<2>(row_groups[i].x, weights, groups, tile + n); break;
+        case 3: register_tile<3>(row_groups[i].x, weights, groups, tile + n); break;
+        default: register_tile<4>(row_groups[i].x, weights, groups, tile + n);
       }
     }
-  }
+}
+
+// signed codes [rows][groups] -> a row group whose x is `out` [groups][rows]
+inline RowGroup arrange(const Four* codes, int64_t rows, int64_t groups, bool, Four* out) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t g = 0; g < groups; ++g) out[g * rows + r] = codes[r * groups + g];
+  return {rows, out};
 }
 
 }  // namespace int8pass::native
