@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from int8pass.bench import charts, linear, linear_peers, machine, tables, targets
+from int8pass.bench import charts, linear, linear_peers, machine, model_peers, models, tables, targets
 from int8pass.bench.results import Case, Run, Verdict
 from int8pass.errors import ConfigError
 from int8pass.files import write_text
@@ -82,6 +82,32 @@ def linear_command(
             charts.ratio_chart(chosen, f"One Linear, {dtype}, M = {row}, weights from memory", path)
 
 
+@bench.command("models")
+def models_command(
+    only: Annotated[str | None, typer.Option("--models", metavar="NAME,...", help="Of gpt2, opt, minilm.")] = None,
+    rounds: Rounds = None,
+    threads: Threads = None,
+    peers: Peers = None,
+    out: Out = None,
+    quick: Quick = False,
+) -> None:
+    """GPT-2 and OPT (random weights, outlier features): prefill, one token, generation; trained MiniLM: embeddings."""
+    settings = models.ModelSettings(
+        models=_models(only) if only else models.MODELS,
+        rounds=rounds or (2 if quick else 10),
+        threads=_threads(threads),
+        peers=_globs(peers),
+        quick=quick,
+    )
+    with _reporting("models", settings, out) as (progress, report):
+        result = report(models.run_models(settings, progress))
+    _print_cases(result, by="model", legend=model_peers.CONTESTANTS)
+    if out is not None:
+        for name in settings.models:
+            chosen = [case for case in result.cases if case.facts["model"] == name]
+            charts.ratio_chart(chosen, f"{name}: time of the whole model", out / f"models-{name}.png")
+
+
 @contextmanager
 def _reporting(kind: str, settings: Any, out: Path | None) -> Iterator[tuple[Callable, Callable]]:
     """Gives `progress(text)`, and `report(cases, verdicts)`, which makes the Run and writes its JSON."""
@@ -103,7 +129,8 @@ def _reporting(kind: str, settings: Any, out: Path | None) -> Iterator[tuple[Cal
         seconds = time.perf_counter() - start
         run = Run(kind, _plain(settings), described, tuple(cases), tuple(verdicts), started, seconds)
         if out is not None:
-            write_text(out / f"{kind}-{_plain(settings)['dtype']}.json", run.to_json() + "\n")
+            name = "-".join(filter(None, (kind, run.settings.get("dtype"))))
+            write_text(out / f"{name}.json", run.to_json() + "\n")
         return run
 
     with status:
@@ -144,6 +171,14 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*", text):
         raise ConfigError(f"{option} {text!r}: expected whole numbers from 1, such as 1,16,128")
     return tuple(int(part) for part in text.split(","))
+
+
+def _models(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in models.MODELS:
+            raise ConfigError(f"--models {name!r}: there are {', '.join(models.MODELS)}")
+    return names
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -1,6 +1,7 @@
 """One case: prepare every contestant, run it once, time all of them interleaved. A failure becomes a row of its own."""
 
 import contextlib
+import io
 import logging
 import math
 import time
@@ -93,7 +94,7 @@ def _measurement(
         return Measurement(name, failure=failures[name])
     prepared = ready[name]
     if prepared.seconds is not None:
-        note = ", ".join(filter(None, (prepared.note, f"timed once: a call takes {prepared.seconds:.1f} s")))
+        note = ", ".join(filter(None, (prepared.note, f"timed once: a call takes over {LIMIT_SECONDS:.0f} s")))
         return Measurement(name, seconds=(prepared.seconds,), error=prepared.error, note=note)
     cold, warm = (
         tuple(None if value is None else value / prepared.units for value in seconds.get(key, ()))
@@ -104,11 +105,11 @@ def _measurement(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and log lines of a peer that is imported or that quantizes; errors still show."""
+    """Without the warnings, log lines and progress of a peer that is imported or that quantizes; errors still show."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

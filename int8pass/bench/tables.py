@@ -33,7 +33,12 @@ def case_table(case: Case) -> Table:
     table = Table(title=f"{case.name}  [dim]{_facts(case)}[/]", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("contestant", no_wrap=True)
     warm = ["warm", "/ warm"] if has_warm else []
-    for heading in ("time", f"/ {BASELINE}", *warm, str(case.facts.get("error", "error"))):
+    for heading in (
+        f"time a {case.facts.get('unit', 'layer')}",
+        f"/ {BASELINE}",
+        *warm,
+        str(case.facts.get("error", "error")),
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for found in case.measurements:

@@ -1,31 +1,15 @@
 """`int8pass bench linear`: inputs, errors against NumPy, and the command from end to end."""
 
 import struct
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from int8pass import cli
 from int8pass.bench import linear
 from int8pass.bench.linear_case import Point, copies_needed
 from int8pass.bench.linear_peers import CONTESTANTS
 from int8pass.bench.results import Run
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the entry point in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["int8pass", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 def point(rows=4, dtype=torch.float32):
