@@ -21,7 +21,7 @@ ROWS, COLUMNS = 4096, 4096
 QUANTIZE = """
 import json, sys
 import torch
-from int8pass.bench.memory import peak_bytes, reset_peak, settled_bytes
+from int8pass.bench.process_memory import peak_bytes, reset_peak, settled_bytes
 from int8pass.weights import quantize_weight
 from tests.inspection.test_memory import COLUMNS, EXPRESSIONS, ROWS
 
