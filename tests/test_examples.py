@@ -64,6 +64,16 @@ def test_quickstart_without_the_model_names_the_extra():
     assert "Traceback" not in result.stderr
 
 
+def test_benchmark_runs_the_command(tmp_path):
+    script = str(ROOT / "examples" / "benchmark.py")
+    arguments = ("--quick", "--rows", "4", "--rounds", "1", "--peers", "float32-eager")
+    command = [sys.executable, script, *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert "outlier branch" in result.stdout
+    assert (tmp_path / "benchmark" / "linear-float32.json").exists()
+
+
 class TinyEmbedder(nn.Module):
     def __init__(self):
         super().__init__()

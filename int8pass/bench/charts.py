@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from int8pass.bench.results import BASELINE, Case
+from int8pass.bench.scaling import by_axis, seconds, slope
 from int8pass.bench.tables import names, times
 from int8pass.errors import MissingDependencyError
 
 _DPI = 100
 _WIDTH = 12.0  # inches: 1200 px
+_AXIS_LABELS = {
+    "M": "M, rows of x",
+    "N": "N, output features",
+    "K": "K, input features",
+    "layers": "layers in one graph",
+}
 _OURS, _PEER, _SLOWER = "#1f77b4", "#9a9a9a", "#d62728"
 
 
@@ -72,6 +79,35 @@ def _bars(axis: Any, case: Case, shown: Sequence[str], labelled: bool) -> None:
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_minor_formatter(lambda value, _: "")
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def growth_chart(cases: Sequence[Case], title: str, path: Path) -> Path:
+    """Seconds over size, one panel an axis, both logarithmic, with the slope of each contestant."""
+    axes_found = by_axis(cases)
+    made, axes = figure(_WIDTH, 4.5, len(axes_found))
+    made.suptitle(title, fontsize=13)
+    for axis, (name, found) in zip(axes, axes_found.items(), strict=True):
+        _lines(axis, name, found)
+    axes[0].set_ylabel("milliseconds", fontsize=10)
+    return save(made, path)
+
+
+def _lines(axis: Any, name: str, cases: Sequence[Case]) -> None:
+    sizes = [case.facts["size"] for case in cases]
+    for contestant in names(cases):
+        values = [seconds(case, contestant) * 1e3 for case in cases]
+        if all(math.isnan(value) for value in values):
+            continue
+        label = f"{contestant}: slope {slope(cases, contestant):.2f}"
+        axis.loglog(sizes, values, marker="o", label=label, base=10)
+    axis.set_xticks(sizes, [str(size) for size in sizes], fontsize=9)
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_xlabel(_AXIS_LABELS[name], fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=9, loc="upper left")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high * 3)  # room for the legend
 
 
 def _color(name: str, value: float) -> str:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from int8pass.bench import charts, linear, linear_peers, machine, model_peers, models, tables, targets
+from int8pass.bench import charts, linear, linear_peers, machine, model_peers, models, scaling, tables, targets
 from int8pass.bench.results import Case, Run, Verdict
 from int8pass.errors import ConfigError
 from int8pass.files import write_text
@@ -106,6 +106,37 @@ def models_command(
         for name in settings.models:
             chosen = [case for case in result.cases if case.facts["model"] == name]
             charts.ratio_chart(chosen, f"{name}: time of the whole model", out / f"models-{name}.png")
+
+
+@bench.command("scaling")
+def scaling_command(
+    rounds: Rounds = None,
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    peers: Peers = None,
+    out: Out = None,
+    quick: Quick = False,
+) -> None:
+    """How cost grows with M, N, K and the number of layers: a line in a log-log plot, and its slope."""
+    settings = scaling.ScalingSettings(
+        axes=scaling.QUICK_AXES if quick else scaling.AXES,
+        width=scaling.QUICK_WIDTH if quick else scaling.WIDTH,
+        rounds=rounds or (2 if quick else 10),
+        dtype=_dtype(dtype),
+        threads=_threads(threads),
+        peers=_globs(peers) or scaling.PEERS,
+    )
+    with _reporting("scaling", settings, out) as (progress, report):
+        cases = scaling.run_scaling(settings, progress)
+        result = report(cases, scaling.judge(cases))
+    console = _console()
+    console.print(tables.machine_line(result), markup=False, highlight=False, style="dim")
+    for axis, found in scaling.by_axis(cases).items():
+        console.print(tables.growth_table(axis, found))
+    console.print(tables.verdict_table(result.verdicts))
+    if out is not None:
+        title = f"Cost of a Linear of {settings.width}x{settings.width}, {scaling.ROWS} rows, {dtype}, one size varied"
+        charts.growth_chart(cases, title, out / f"scaling-{dtype}.png")
 
 
 @contextmanager

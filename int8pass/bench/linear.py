@@ -41,11 +41,12 @@ def run_linear(settings: LinearSettings, progress: Progress = lambda message: No
         copies = copies_needed(in_features, out_features, settings.copies)
         point = Point(in_features, out_features, rows, settings.dtype, copies, settings.threads)
         place = f"[{number + 1}/{len(points)}] {point.name}"
-        cases.append(_run_point(point, contestants, settings.rounds, lambda text, at=place: progress(f"{at}: {text}")))
+        cases.append(run_point(point, contestants, settings.rounds, lambda text, at=place: progress(f"{at}: {text}")))
     return tuple(cases)
 
 
-def _run_point(point: Point, contestants: Sequence[Contestant], rounds: int, progress: Progress) -> Case:
+def run_point(point: Point, contestants: Sequence[Contestant], rounds: int, progress: Progress) -> Case:
+    """Measure one point."""
     with compiling():
         found = measure(contestants, lambda contestant: _prepare(contestant, point), rounds, progress)
     return Case(point.name, point.facts(), found)
@@ -67,7 +68,7 @@ def _prepare(contestant: Contestant, point: Point) -> Prepared:
     if seconds > LIMIT_SECONDS:
         return Prepared(runs[0], error=error, seconds=seconds / point.stack)
     warm = None
-    if point.fits_cache:
+    if point.has_warm:
         same = build([point.stacks[0][0]] * point.stack)
         same(inputs[0])
         warm = _in_turn([same], inputs)

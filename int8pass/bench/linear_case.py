@@ -30,7 +30,10 @@ Inputs = list[Tensor]
 
 @dataclass(frozen=True)
 class Point:
-    """A Linear of in_features → out_features on `rows` tokens. copies: how many of it are cycled through."""
+    """A Linear of in_features → out_features on `rows` tokens. copies: how many of it are cycled through.
+
+    layers: how many of them one compiled function runs, at most; warm: whether it is measured with one copy as well.
+    """
 
     in_features: int
     out_features: int
@@ -38,6 +41,8 @@ class Point:
     dtype: torch.dtype
     copies: int
     threads: int = 1
+    layers: int = STACK
+    warm: bool = True
 
     @property
     def name(self) -> str:
@@ -45,11 +50,12 @@ class Point:
 
     @property
     def stack(self) -> int:
-        return min(self.copies, STACK)
+        return min(self.copies, self.layers)
 
     @property
-    def fits_cache(self) -> bool:
-        return self.in_features * self.out_features < last_level_cache_bytes()
+    def has_warm(self) -> bool:
+        """Whether one copy's int8 weights stay in the cache."""
+        return self.warm and self.in_features * self.out_features < last_level_cache_bytes()
 
     @functools.cached_property
     def stacks(self) -> list[list[nn.Linear]]:
@@ -106,7 +112,7 @@ class Point:
             "copies": self.stack * len(self.stacks),
             "layers_a_call": self.stack,
             "int8_weight_bytes": self.in_features * self.out_features * self.stack * len(self.stacks),
-            "warm_is_in_cache": self.fits_cache,
+            "has_warm": self.has_warm,
         }
 
 

@@ -34,6 +34,8 @@ from int8pass.bench.results import BASELINE, Case
 MODELS = ("gpt2", "opt", "minilm")
 BATCH = 8
 SENTENCES = 128
+QUICK_BATCH = 2
+QUICK_NEW_TOKENS = 4
 QUICK_SENTENCES = 8
 _SKIP_SECONDS = 60.0  # a call that would take longer is not made
 
@@ -90,17 +92,18 @@ def _run_decoder(
     torch.manual_seed(0)
     with quiet():  # transformers imports torchao, which tells of each CUDA extension that it cannot load
         model = getattr(decoders, name)(settings.quick)
-    prompts = torch.randint(3, model.config.vocab_size, (BATCH, LENGTH))
-    reference = CONTESTANTS[0].decoder(model, settings.threads, BATCH)
+    batch = QUICK_BATCH if settings.quick else BATCH
+    prompts = torch.randint(3, model.config.vocab_size, (batch, LENGTH))
+    reference = CONTESTANTS[0].decoder(model, settings.threads, batch)
     loaded: dict[str, Decoder | Exception] = {}
     first: dict[str, float] = {}  # seconds of the first task, the prefill of one prompt
     cases = []
-    for task in _tasks(prompts):
+    for task in _tasks(prompts, QUICK_NEW_TOKENS if settings.quick else NEW_TOKENS):
         task.ready(reference)
         expected = task.run(reference)
 
         def prepare(contestant: ModelContestant, task: Task = task, expected: Tensor = expected) -> Prepared:
-            decoder = _load(loaded, contestant, lambda: contestant.decoder(model, settings.threads, BATCH))
+            decoder = _load(loaded, contestant, lambda: contestant.decoder(model, settings.threads, batch))
             return _prepare(decoder, task, expected, first, contestant.name)
 
         found = measure(contestants, prepare, settings.rounds, lambda text, at=task.name: progress(f"{at}: {text}"))
@@ -126,7 +129,8 @@ def _load(loaded: dict[str, Any], contestant: ModelContestant, build: Callable[[
     return loaded[contestant.name]
 
 
-def _tasks(prompts: Tensor) -> tuple[Task, ...]:
+def _tasks(prompts: Tensor, new_tokens: int = NEW_TOKENS) -> tuple[Task, ...]:
+    batch = len(prompts)
     one, token = prompts[:1], prompts[:1, :1]
 
     def step(decoder: Decoder) -> Tensor:
@@ -135,14 +139,14 @@ def _tasks(prompts: Tensor) -> tuple[Task, ...]:
 
     return (
         Task(f"prefill 1x{LENGTH}", "prompt", lambda decoder: decoder.prefill(one)),
-        Task(f"prefill {BATCH}x{LENGTH}", "batch", lambda decoder: decoder.prefill(prompts), share=BATCH),
+        Task(f"prefill {batch}x{LENGTH}", "batch", lambda decoder: decoder.prefill(prompts), share=batch),
         Task("one token", "token", step, ready=lambda decoder: decoder.prefill(one)),
         Task(
-            f"generate {NEW_TOKENS}",
+            f"generate {new_tokens}",
             "token",
-            lambda decoder: decoders.generate(decoder, one, NEW_TOKENS),
-            units=NEW_TOKENS,
-            share=NEW_TOKENS / 8,
+            lambda decoder: decoders.generate(decoder, one, new_tokens),
+            units=new_tokens,
+            share=new_tokens / 8,
             has_logits=False,
         ),
     )

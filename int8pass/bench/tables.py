@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from int8pass.bench.results import BASELINE, Case, Measurement, Run, Verdict
+from int8pass.bench.scaling import seconds, slope
 from int8pass.bench.timing import geometric_mean, median
 
 NOTHING = "-"
@@ -84,6 +85,19 @@ def mean_table(cases: Sequence[Case], by: str) -> Table:
         means = [geometric_mean(case.ratio(name) for case in cases if case.facts[by] == group) for group in groups]
         worst = min((value for value in values if not math.isnan(value)), default=math.nan)
         table.add_row(name, *map(times, (*means, geometric_mean(values), worst)))
+    return table
+
+
+def growth_table(axis: str, cases: Sequence[Case]) -> Table:
+    """Seconds of each contestant along one axis of the scaling benchmark, and the slope."""
+    table = Table(title=f"time over {axis}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("contestant", no_wrap=True)
+    for heading in (*(str(case.facts["size"]) for case in cases), "slope"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in names(cases):
+        value = slope(cases, name)
+        cells = (duration(seconds(case, name)) for case in cases)
+        table.add_row(name, *cells, NOTHING if math.isnan(value) else f"{value:.2f}")
     return table
 
 
