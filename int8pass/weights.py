@@ -80,7 +80,7 @@ class QuantizedWeight:
         return self._column_cache
 
     @property
-    def cached_columns(self) -> "ColumnCounts":
+    def cached_columns(self) -> ColumnCounts:
         """What became of the outlier columns that calls asked for."""
         cache = self._column_cache
         return ColumnCounts(*(fused.cpu_column_cache_counts(cache).tolist() if cache is not None else (0, 0, 0, 0)))
@@ -242,6 +242,13 @@ class WeightCache:
         with self._lock:
             held = [cached.quantized for cached in self._views.get(tensor, {}).values()]
             return sum(quantized.nbytes for quantized in held if isinstance(quantized, QuantizedWeight))
+
+    def cached_columns(self, tensor: Tensor) -> ColumnCounts:
+        """What became of the outlier columns that calls asked of this tensor's int8 forms."""
+        with self._lock:
+            held = [cached.quantized for cached in self._views.get(tensor, {}).values()]
+            counts = [quantized.cached_columns for quantized in held if isinstance(quantized, QuantizedWeight)]
+            return ColumnCounts(*map(sum, zip(ColumnCounts(0, 0, 0, 0), *counts, strict=True)))
 
     def forget(self, tensor: Tensor) -> None:
         """Quantize this tensor again when it is next used. A freed tensor is kept: its int8 form is all there is."""

@@ -1,4 +1,4 @@
-"""CPU: a rewritten Linear becomes two calls of the fused kernel; Linears with a common input share the first.
+"""CPU: a rewritten Linear becomes one call of the fused kernel; Linears with a common input share its first half.
 
 before:
     %outlier_mask : bool[64] = int8pass.outlier_mask(%x, 6.0, 'column')
@@ -8,6 +8,8 @@ before:
     %outlier_mm : f32[4, 32] = int8pass.outlier_mm(%x, %outlier_mask, %w)
     %dequantize : f32[4, 32] = int8pass.dequantize(%int8_mm, %scale_per_token, %w_scale, %outlier_mm, %bias, float32)
 after:
+    %cpu_int8_linear : f32[4, 32] = int8pass.cpu_int8_linear(%x, %w_packed, %w_offset, %w_scale, %bias, %w, ...)
+or, where %x has several readers:
     %cpu_quantize : (u8[4, 64], f32[4], bool[64]) = int8pass.cpu_quantize(%x, 6.0, False)
     %getitem : u8[4, 64] = getitem(%cpu_quantize, 0)
     ...
@@ -15,6 +17,7 @@ after:
 """
 
 import operator
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import fx
@@ -45,12 +48,13 @@ def fuse_cpu_linear(program: Program) -> int:
     found = [match for node in list(program.graph.nodes) if (match := _match(program, node)) is not None]
     if not found or not fused.is_available():
         return 0
+    readers = Counter(match.quantize for match in found)
     shared: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for match in found:
-        if match.quantize not in shared:
+        if readers[match.quantize] > 1 and match.quantize not in shared:
             shared[match.quantize] = _quantize(match)
     for match in found:
-        replace(match.dequantize, _linear(program, match, shared[match.quantize]))
+        replace(match.dequantize, _linear(program, match, shared.get(match.quantize, ())))
         if not match.codes.users:
             program.remove_input(match.codes)
     return len(found)
@@ -77,13 +81,13 @@ def _quantize(match: Match) -> tuple[fx.Node, ...]:
 
 
 def _linear(program: Program, match: Match, quantized: tuple[fx.Node, ...]) -> fx.Node:
-    node = match.dequantize
+    node, op = match.dequantize, fused.cpu_linear if quantized else fused.cpu_int8_linear
     *_, w_scale, _, bias, dtype = node.args
     expression = program.weight_inputs[match.codes.name].expression
     packed, offset = (program.weight_input(expression, part) for part in ("packed", "offset"))
     cache = None if match.weight is None else program.weight_input(expression, "column_cache")
     return insert(
-        node, fused.cpu_linear, match.x, *quantized, packed, offset, w_scale, bias, match.weight, cache,
+        node, op, match.x, *quantized, packed, offset, w_scale, bias, match.weight, cache,
         *_outlier_rule(match), dtype,
     )  # fmt: skip
 

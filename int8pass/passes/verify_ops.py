@@ -39,6 +39,7 @@ TABLE: dict[OpOverload, Signature] = {
     ops.straight_through: Signature((FLOAT32, FLOATS, INT8, FLOAT32), FLOAT32),
     fused.cpu_quantize: Signature((FLOATS,), rank=None, results=(UINT8, FLOAT32, BOOL)),
     fused.cpu_linear: Signature((FLOATS, UINT8, FLOAT32, BOOL, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
+    fused.cpu_int8_linear: Signature((FLOATS, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
 }
 
 

@@ -147,6 +147,7 @@ def test_ops_pass_opcheck():
     torch.library.opcheck(fused.cpu_quantize, (x, 6.0, True))
     arguments = (quantized.packed, quantized.offset, quantized.scale, None, weight, None, 6.0, False, torch.bfloat16)
     torch.library.opcheck(fused.cpu_linear, (x, *fused.cpu_quantize(x, 6.0, False), *arguments))
+    torch.library.opcheck(fused.cpu_int8_linear, (x, *arguments))
 
 
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])

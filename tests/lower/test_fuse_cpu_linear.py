@@ -43,6 +43,20 @@ def test_linears_with_one_input_share_its_quantization(tmp_path, options):
     torch.testing.assert_close(y, unfused, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"threshold": 0.0}, {"outliers": "token"}, {"outlier_weights": "dequantized"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_linear_with_an_input_of_its_own_is_one_op(tmp_path, options, dtype):
+    torch.manual_seed(0)
+    model, x = nn.Linear(64, 48, dtype=dtype), torch.randn(2, 7, 64, dtype=dtype).transpose(0, 1)
+    x[..., 3] *= 20
+    y, text = compiled_stages(model, x, tmp_path, **options)
+    assert text.count("= int8pass.cpu_int8_linear(") == 1
+    assert "cpu_quantize" not in text and "cpu_linear" not in text and "_codes" not in text
+    torch._dynamo.reset()
+    unfused = torch.compile(model, backend="int8mixed", options={"lowering": "eager", **options})(x)
+    torch.testing.assert_close(y, unfused, rtol=1e-5 if dtype is torch.float32 else 1e-2, atol=1e-5)
+
+
 def test_int8_weights_are_held_packed_alone(tmp_path):
     model = nn.Linear(64, 48)
     compiled_stages(model, torch.randn(2, 64), tmp_path)

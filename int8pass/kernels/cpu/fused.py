@@ -25,6 +25,13 @@ _LIBRARY.define(
     tags=_TAGS,
 )
 
+# both in one, for an input that no other Linear reads
+_LIBRARY.define(
+    "cpu_int8_linear(Tensor x, Tensor packed, Tensor offset, Tensor w_scale, Tensor? bias, Tensor? weight, "
+    "Tensor? cache, float threshold, bool per_token, ScalarType dtype) -> Tensor",
+    tags=_TAGS,
+)
+
 # A cache for the outlier columns of one float weight, in the storage of a uint8 tensor: filled by cpu_linear, bounded,
 # shared by threads. Copies of that tensor are no caches, and are passed over.
 COLUMN_CACHE_BYTES = 256
@@ -38,6 +45,7 @@ _LIBRARY.define("cpu_integer_gemm() -> str")
 
 cpu_quantize = torch.ops.int8pass.cpu_quantize.default
 cpu_linear = torch.ops.int8pass.cpu_linear.default
+cpu_int8_linear = torch.ops.int8pass.cpu_int8_linear.default
 cpu_column_cache = torch.ops.int8pass.cpu_column_cache.default
 cpu_column_cache_counts = torch.ops.int8pass.cpu_column_cache_counts.default
 cpu_integer_gemm = torch.ops.int8pass.cpu_integer_gemm.default
@@ -54,6 +62,11 @@ def _cpu_quantize_fake(x, threshold, per_token):
 def _cpu_linear_fake(
     x, codes, scale, outliers, packed, offset, w_scale, bias, weight, cache, threshold, per_token, dtype
 ):  # fmt: skip
+    return x.new_empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype)
+
+
+@torch.library.register_fake("int8pass::cpu_int8_linear", lib=_LIBRARY)
+def _cpu_int8_linear_fake(x, packed, offset, w_scale, bias, weight, cache, threshold, per_token, dtype):
     return x.new_empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype)
 
 
@@ -95,6 +108,7 @@ __all__ = [
     "cache_capacity",
     "cpu_column_cache",
     "cpu_column_cache_counts",
+    "cpu_int8_linear",
     "cpu_integer_gemm",
     "cpu_linear",
     "cpu_quantize",

@@ -1,7 +1,7 @@
-// LLM.int8() on the CPU as two ops a Linear:
+// LLM.int8() on the CPU as one op a Linear, cpu_int8_linear, or as its two halves where Linears share an input:
 //   cpu_quantize  one or two passes over x: outlier columns, row scales, codes (unsigned, zero point 128)
 //   cpu_linear    blocked int8 GEMM whose int32 tiles stay in cache, dequantized with bias and outliers in one store
-// and a third, cpu_column_cache, for what a weight keeps between calls.
+// and cpu_column_cache for what a weight keeps between calls.
 //
 // Weights come packed as [N/64][K/4][64][4] (int8, zero-padded): the VNNI layout, in which one feature's weights over
 // 64 outputs share 256 bytes, so that outlier columns are cheap to read. Sums of unsigned codes are
@@ -136,6 +136,15 @@ Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, con
   return out;
 }
 
+Tensor cpu_int8_linear(const Tensor& x, const Tensor& packed, const Tensor& offset, const Tensor& weight_scale,
+                       const std::optional<Tensor>& bias, const std::optional<Tensor>& weight,
+                       const std::optional<Tensor>& cache, double threshold, bool per_token, at::ScalarType dtype) {
+  const Tensor input = x.contiguous();
+  const auto [codes, scale, mask] = cpu_quantize(input, threshold, per_token);
+  return cpu_linear(input, codes, scale, mask, packed, offset, weight_scale, bias, weight, cache, threshold, per_token,
+                    dtype);
+}
+
 Tensor column_cache_counts(const Tensor& handle) {
   ColumnCache* cache = ColumnCache::in(handle);
   TORCH_CHECK(cache, "cpu_column_cache_counts: this tensor holds no column cache");
@@ -150,6 +159,7 @@ std::string integer_gemm_name() { return uses_brgemm() ? "oneDNN brgemm" : nativ
 TORCH_LIBRARY_IMPL(int8pass, CPU, library) {
   library.impl("cpu_quantize", &int8pass::cpu_quantize);
   library.impl("cpu_linear", &int8pass::cpu_linear);
+  library.impl("cpu_int8_linear", &int8pass::cpu_int8_linear);
   library.impl("cpu_column_cache_counts", &int8pass::column_cache_counts);
 }
 
