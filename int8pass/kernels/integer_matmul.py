@@ -40,8 +40,8 @@ def has_exact_int8_instructions() -> bool:
     exact = torch.equal(int8_product(x, weight.t()), matmul_through_float32(x, weight))
     if not exact:
         logger.warning(
-            "this CPU has no exact int8 instructions (VNNI or AMX): int8 products run through float32, "
-            "with the same results, but slower than 16-bit; int8pass saves memory here, not time"
+            "this CPU has no exact int8 instructions (VNNI or AMX): int8 products outside the fused kernel run through "
+            "float32, with the same results, but slower than 16-bit"
         )
     return exact
 
