@@ -118,7 +118,8 @@ class Program:
         labels = {name: f"weight '{bound.name}'" for name, bound in self.tensors.items()}
         for name, wanted in self.weight_inputs.items():
             source = self.tensors[wanted.expression.root].name
-            labels[name] = f"int8 {wanted.field} of '{source}'{wanted.expression.key}"
+            what = "outlier columns" if wanted.field == "column_cache" else f"int8 {wanted.field}"
+            labels[name] = f"{what} of '{source}'{wanted.expression.key}"
         return labels
 
     @property

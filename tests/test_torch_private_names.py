@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from int8pass import torch_private
+from int8pass.kernels.cpu import build
 
 
 def test_op_classes_tell_ops_apart():
@@ -54,6 +55,13 @@ def test_int8_product():
     product = torch_private.int8_product(x, weight)
     assert product.dtype == torch.int32
     assert torch.equal(product.long(), x.long() @ weight.long())
+
+
+def test_int8_instructions_are_those_that_the_processor_names():
+    flags = set(build.processor_flags().split())
+    if "fpu" not in flags:
+        pytest.skip("not an x86 processor whose flags can be read")
+    assert torch_private.has_int8_instructions() == ("avx512_vnni" in flags)
 
 
 def test_mode_options():

@@ -1,8 +1,8 @@
 """The exact int8 x int8 -> int32 matrix product, on any device.
 
-oneDNN's int8 kernels are exact only where the processor has VNNI, AMX or an equivalent: without them (AVX2, AVX-512
-core) `vpmaddubsw` saturates sums of two products at 16 bits. A probe of all-extreme inputs tells the two apart once a
-process, and follows ONEDNN_MAX_CPU_ISA too.
+oneDNN's int8 kernels are exact only where the processor has VNNI, AMX or an equivalent: without them `vpmaddubsw`
+saturates sums of two products at 16 bits (AVX-512 core), or the product is a plain loop (AVX2). A probe of all-extreme
+inputs tells the first case once a process, and follows ONEDNN_MAX_CPU_ISA too.
 """
 
 import functools
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from int8pass.quantization.absmax import INT8_MAX
-from int8pass.torch_private import int8_product
+from int8pass.torch_private import has_int8_instructions, int8_product
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 @functools.cache
 def has_exact_int8_instructions() -> bool:
-    """Whether oneDNN's int8 product is exact on this CPU with all codes at +-127."""
+    """Whether oneDNN's int8 product is fast, and exact on this CPU with all codes at +-127."""
     x = torch.full((16, 64), INT8_MAX, dtype=torch.int8, device="cpu")
     weight = torch.full((64, 64), INT8_MAX, dtype=torch.int8, device="cpu")
     weight[1::2] = -INT8_MAX
-    exact = torch.equal(int8_product(x, weight.t()), matmul_through_float32(x, weight))
+    exact = has_int8_instructions() and torch.equal(int8_product(x, weight.t()), matmul_through_float32(x, weight))
     if not exact:
         logger.warning(
             "this CPU has no exact int8 instructions (VNNI or AMX): int8 products outside the fused kernel run through "
