@@ -20,6 +20,10 @@ from int8pass.errors import ConfigError
 from int8pass.files import write_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_HINT = (
+    "OMP_WAIT_POLICY is not set: on a machine that does anything else, threads that wait by spinning make the times of "
+    "every OpenMP library meaningless. OMP_WAIT_POLICY=passive int8pass bench ... avoids that."
+)
 _WIDTH = 130  # columns, where the output is not a terminal
 
 bench = typer.Typer(
@@ -148,6 +152,8 @@ def _reporting(kind: str, settings: Any, out: Path | None) -> Iterator[tuple[Cal
     errors = Console(stderr=True)
     described = {**machine.describe(), "load": os.getloadavg()}
     status = errors.status("starting")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        errors.print(_HINT, style="yellow", highlight=False)
 
     def progress(text: str) -> None:
         line = f"{time.perf_counter() - start:.0f} s {text}"

@@ -12,6 +12,7 @@ import torch
 LIBRARIES = (
     "int8pass torch numpy bitsandbytes torchao onnxruntime onnx openvino nncf transformers llama-cpp-python gguf"
 ).split()
+ENVIRONMENT = "OMP_NUM_THREADS OMP_WAIT_POLICY OMP_PROC_BIND KMP_BLOCKTIME MKL_NUM_THREADS ONEDNN_MAX_CPU_ISA".split()
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE = 32 * 2**20
 _USUAL_MEMORY = 8 * 2**30
@@ -19,7 +20,7 @@ _INSTRUCTION_SETS = re.compile(r"avx|amx|vnni|fma|f16c|asimd|i8mm|sve|bf16")
 
 
 def describe() -> dict[str, Any]:
-    """CPU model, its instruction sets, caches, memory, threads, system, and the version of every library."""
+    """CPU, instruction sets, caches, memory, threads, system, environment, and the version of every library."""
     flags = cpu_flags()
     return {
         "cpu": cpu_model(),
@@ -31,6 +32,7 @@ def describe() -> dict[str, Any]:
         "memory_available_bytes": available_memory_bytes(),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "versions": {name: _version(name) for name in LIBRARIES},
     }
 
