@@ -21,7 +21,7 @@ _SOURCE = _FOLDER / "linear.cpp"
 _FLAGS = (
     "-O3 -std=c++20 -march=native -fPIC -fopenmp -DAT_PARALLEL_OPENMP=1 "
     # lets the loops over rows vectorize; division and rounding stay IEEE
-    "-fno-trapping-math -fno-math-errno -ffp-contract=off -mprefer-vector-width=512"
+    "-fno-trapping-math -fno-math-errno -mprefer-vector-width=512"
 ).split()
 _CACHE_VARIABLE = "INT8PASS_CACHE_DIR"
 

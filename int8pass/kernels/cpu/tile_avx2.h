@@ -1,7 +1,7 @@
 // int32 tiles of signed codes times packed weights on AVX2, exact. Its 8-bit multiply, vpmaddubsw, adds two products of
 // an unsigned and a signed byte at 16 bits, where they can saturate. Two ways around that:
 //   shifted  (weight + 128) * code: a pair fits while |code + code| <= 128. What a pair has above that is multiplied
-//            apart, as `excess`; in a row of activations few pairs have any.
+//            apart, as `excess`, one code a pair; in a row of activations few pairs have any.
 //   signed   |code| * (weight with the sign of code): always fits, at one more instruction.
 #pragma once
 
@@ -17,12 +17,13 @@ namespace int8pass::native {
 constexpr const char* kName = "AVX2";
 constexpr int kGroupRows = 5;         // rows of a register tile: 5 x 16 outputs in 10 of 16 registers
 constexpr int64_t kPanelGroups = 64;  // feature groups of a block that are multiplied together: 16 KiB stay in L1
-constexpr int64_t kBytesAhead = 4096;  // how far ahead one row's weights are prefetched
+constexpr int64_t kBytesAhead = 8192;  // how far ahead one row's weights are prefetched
 constexpr int32_t kLargestPair = 128;
 
 struct Excess {
   int64_t group;
-  Four codes;
+  Four magnitudes;
+  int16_t signs[2];  // of each pair
 };
 
 // Rows that share a register tile
@@ -30,7 +31,7 @@ struct RowGroup {
   int64_t rows;
   const Four* x;                   // [K/4][rows]
   bool shifted;                    // else signed
-  int32_t start[kGroupRows] = {};  // what sums start from: -128 * the row's sum where weights are shifted
+  int32_t start[kGroupRows] = {};  // what sums start from: -128 * the sum of the row's codes where weights are shifted
   std::vector<Excess> excess[kGroupRows];
 };
 
@@ -42,11 +43,12 @@ INT8PASS_INLINE inline __m256i load(const void* place) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(place));
 }
 
-INT8PASS_INLINE inline __m256i shift(__m256i weights) { return _mm256_xor_si256(weights, _mm256_set1_epi8(-128)); }
-
-INT8PASS_INLINE inline __m256i broadcast(const Four& four) {
+// 32 bits of codes or of signs in every place
+template <typename T>
+INT8PASS_INLINE inline __m256i broadcast(const T& bits) {
+  static_assert(sizeof bits == 4);
   __m256i result;
-  asm volatile("vpbroadcastd %1, %0" : "=x"(result) : "m"(four));
+  asm volatile("vpbroadcastd %1, %0" : "=x"(result) : "m"(bits));
   return result;
 }
 
@@ -95,23 +97,38 @@ __attribute__((noinline)) void register_tile(const Four* x, const int8_t* panel,
   });
 }
 
-// One row times 64 outputs, straight from packed weights: `count` terms (feature group, codes) added to the sums
-template <bool kShifted, typename Term>
-void add_terms(int64_t count, Term&& term, const int8_t* packed, int32_t* tile) {
+// One row times 64 outputs, straight from packed weights. step(term, weights, sums) adds 8 outputs' products of a term
+template <typename Step>
+INT8PASS_INLINE inline void add_to_row(int64_t terms, int32_t* tile, Step&& step) {
   __m256i sums[8];
-  const __m256i ones = ones_in_register();
   unroll<8>([&](auto i) INT8PASS_INLINE { sums[i] = load(tile + i * 8); });
-  for (int64_t t = 0; t < count; ++t) {
-    const auto [group, four] = term(t);
+  for (int64_t term = 0; term < terms; ++term) step(term, sums);
+  unroll<8>([&](auto i) INT8PASS_INLINE { _mm256_store_si256(reinterpret_cast<__m256i*>(tile + i * 8), sums[i]); });
+}
+
+// A row that shares the weights with no other: signed, since it waits for memory, not for instructions
+inline void multiply_one_row(const RowGroup& row, const int8_t* packed, int64_t groups, int32_t* tile) {
+  const __m256i ones = ones_in_register();
+  std::memset(tile, 0, kBlockN * sizeof *tile);
+  add_to_row(groups, tile, [&](int64_t group, __m256i* sums) INT8PASS_INLINE {
     const int8_t* weights = packed + group * kBlockN * kGroupK;
-    const __m256i codes = broadcast(four), magnitudes = kShifted ? codes : _mm256_abs_epi8(codes);
+    const __m256i codes = broadcast(row.x[group]), magnitudes = _mm256_abs_epi8(codes);
     unroll<4>([&](auto i) INT8PASS_INLINE { _mm_prefetch(weights + kBytesAhead + i * 64, _MM_HINT_T0); });
     unroll<8>([&](auto i) INT8PASS_INLINE {
-      const __m256i loaded = load(weights + i * 32);
-      multiply_add<kShifted>(sums[i], kShifted ? shift(loaded) : loaded, codes, magnitudes, ones);
+      multiply_add<false>(sums[i], load(weights + i * 32), codes, magnitudes, ones);
     });
-  }
-  unroll<8>([&](auto i) INT8PASS_INLINE { _mm256_store_si256(reinterpret_cast<__m256i*>(tile + i * 8), sums[i]); });
+  });
+}
+
+inline void add_excess(const std::vector<Excess>& excess, const int8_t* packed, int32_t* tile) {
+  add_to_row(excess.size(), tile, [&](int64_t term, __m256i* sums) INT8PASS_INLINE {
+    const int8_t* weights = packed + excess[term].group * kBlockN * kGroupK;
+    const __m256i magnitudes = broadcast(excess[term].magnitudes), signs = broadcast(excess[term].signs);
+    unroll<8>([&](auto i) INT8PASS_INLINE {
+      const __m256i products = _mm256_maddubs_epi16(magnitudes, load(weights + i * 32));
+      sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(products, signs));
+    });
+  });
 }
 
 // packed [groups][64][4] -> panel [4][groups][16][4], so that a register tile reads it from end to end
@@ -166,11 +183,6 @@ inline void multiply_kind(const RowGroup* row_groups, int64_t count, bool shifte
   }
 }
 
-inline void multiply_one_row(const RowGroup& row, const int8_t* packed, int64_t groups, int32_t* tile) {
-  std::memset(tile, 0, kBlockN * sizeof *tile);
-  add_terms<false>(groups, [&](int64_t g) { return Excess{g, row.x[g]}; }, packed, tile);
-}
-
 inline void multiply_tile(const RowGroup* row_groups, int64_t count, const int8_t* packed, int64_t groups,
                           int32_t* tile, Scratch& scratch) {
   if (count == 1 && row_groups->rows == 1 && !row_groups->shifted)
@@ -180,22 +192,25 @@ inline void multiply_tile(const RowGroup* row_groups, int64_t count, const int8_
       multiply_kind(row_groups, count, shifted, packed, groups, tile, scratch);
   for (int64_t i = 0; i < count; ++i)
     for (int64_t r = 0; r < row_groups[i].rows; ++r, tile += kBlockN)
-      if (const auto& excess = row_groups[i].excess[r]; !excess.empty())
-        add_terms<true>(excess.size(), [&](int64_t t) { return excess[t]; }, packed, tile);
+      if (!row_groups[i].excess[r].empty()) add_excess(row_groups[i].excess[r], packed, tile);
 }
 
-// Moves what a pair has above kLargestPair from its second code to `excess`. Returns whether there was any.
-inline bool take_excess(Four& four, Four& excess) {
-  bool any = false;
-  excess = {};
-  for (int64_t i = 0; i < kGroupK; i += 2) {
-    const int32_t pair = four.codes[i] + four.codes[i + 1];
-    if (std::abs(pair) <= kLargestPair) continue;
-    excess.codes[i + 1] = static_cast<int8_t>(pair > 0 ? pair - kLargestPair : pair + kLargestPair);
-    four.codes[i + 1] = static_cast<int8_t>(four.codes[i + 1] - excess.codes[i + 1]);
-    any = true;
+// Moves what a pair has above kLargestPair from its second code to `excess`. Returns the sum of what was moved.
+inline int32_t take_excess(Four& four, int64_t group, std::vector<Excess>& excess) {
+  Excess above{group, {}, {1, 1}};
+  int32_t moved = 0;
+  for (int64_t pair = 0; pair < 2; ++pair) {
+    int8_t& code = four.codes[pair * 2 + 1];
+    const int32_t sum = four.codes[pair * 2] + code;
+    if (std::abs(sum) <= kLargestPair) continue;
+    const int32_t over = sum > 0 ? sum - kLargestPair : sum + kLargestPair;
+    code = static_cast<int8_t>(code - over);
+    above.magnitudes.codes[pair * 2 + 1] = static_cast<int8_t>(std::abs(over));
+    above.signs[pair] = over > 0 ? 1 : -1;
+    moved += over;
   }
-  return any;
+  if (moved || above.signs[0] != above.signs[1]) excess.push_back(above);
+  return moved;
 }
 
 // Whether any of 32 codes' pairs is too large; adds the pairs to `sum`
@@ -206,24 +221,24 @@ inline bool has_excess(__m256i codes, __m256i& sum) {
                              _mm256_set1_epi16(-1));
 }
 
-// One row of signed codes [groups] into every `stride`-th of `out`, safe for shifted weights. Returns the codes' sum.
+// One row of signed codes [groups] into every `stride`-th of `out`, safe for shifted weights. Returns their sum.
 inline int32_t arrange_shifted(const Four* codes, int64_t groups, int64_t stride, Four* out,
                                std::vector<Excess>& excess) {
   constexpr int64_t kTogether = 8;
   __m256i sum = _mm256_setzero_si256();
+  int32_t total = 0;
   for (int64_t g = 0; g < groups; g += kTogether) {
     const int64_t now = std::min(kTogether, groups - g);
     Four eight[kTogether] = {};
     std::memcpy(eight, codes + g, now * sizeof(Four));
     const bool some = has_excess(load(eight), sum);
     for (int64_t i = 0; i < now; ++i) {
-      if (Four above; some && take_excess(eight[i], above)) excess.push_back({g + i, above});
+      if (some) total -= take_excess(eight[i], g + i, excess);
       out[(g + i) * stride] = eight[i];
     }
   }
   alignas(32) int32_t sums[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(sums), sum);
-  int32_t total = 0;
   for (const int32_t part : sums) total += part;
   return total;
 }
