@@ -37,7 +37,7 @@ SENTENCES = 128
 QUICK_BATCH = 2
 QUICK_NEW_TOKENS = 4
 QUICK_SENTENCES = 8
-_SKIP_SECONDS = 60.0  # a call that would take longer is not made
+_SKIP_SECONDS = 30.0  # a call that would take longer is not made
 
 
 @dataclass(frozen=True)
