@@ -9,7 +9,7 @@ from typing import Any
 
 from int8pass.bench.results import BASELINE, Case
 from int8pass.bench.scaling import by_axis, seconds, slope
-from int8pass.bench.tables import names, times
+from int8pass.bench.tables import duration, names, times
 from int8pass.errors import MissingDependencyError
 
 _DPI = 100
@@ -74,7 +74,7 @@ def _bars(axis: Any, case: Case, shown: Sequence[str], labelled: bool) -> None:
     axis.axvline(1.0, color="black", linewidth=1)
     axis.set_yticks(range(len(shown)), shown if labelled else [""] * len(shown), fontsize=10)
     axis.invert_yaxis()
-    axis.set_title(f"{case.name}\n{BASELINE}: {_milliseconds(case)}", fontsize=10)
+    axis.set_title(f"{case.name}\n{BASELINE}: {duration(case.median(BASELINE))}", fontsize=10)
     axis.set_xlabel(f"time / {BASELINE}'s", fontsize=10)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_minor_formatter(lambda value, _: "")
@@ -114,7 +114,3 @@ def _color(name: str, value: float) -> str:
     if name.startswith(BASELINE):
         return _OURS
     return _PEER if value >= 1 else _SLOWER
-
-
-def _milliseconds(case: Case) -> str:
-    return f"{case.median(BASELINE) * 1e3:.3g} ms"
