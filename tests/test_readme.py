@@ -67,6 +67,7 @@ def test_shell_line_runs(line, python_result, folder):
     flags = re.sub(r" --(compare|outliers)\b", "", quick)  # minutes of Inductor each
     flags = re.sub(r"compile_time$", "compile_time --rounds 1 --layers 1", flags)
     flags = re.sub(r"bench\.memory$", "bench.memory --gigabytes 0.2 --only 'float32, eager'", flags)
+    flags = re.sub(r"(int8pass bench \w+).*", r"\1 --quick --peers 'float32-eager'", flags)
     result = subprocess.run(
         ["bash", "-c", flags], cwd=folder, env=environment(), capture_output=True, text=True, timeout=900
     )
