@@ -56,7 +56,7 @@ def test_loading_through_the_meta_device_takes_the_int8_model_and_one_layer(tmp_
     size = Size(1, file=str(tmp_path / "model.safetensors"))
     write_weights(size)
     result = measured("Int8Linear from a float32 file", size)
-    assert result.trimmed <= result.parameters + SLACK
+    assert result.trimmed <= 1.1 * result.parameters + SLACK
     assert result.peak <= result.parameters + 4 * HIDDEN * INTERMEDIATE + SLACK
 
 
