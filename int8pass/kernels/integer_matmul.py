@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # Products summed in float32 stay exact integers below 2**24.
 EXACT_FLOAT32_TERMS = 2**24 // INT8_MAX**2
+# Of the weight: a float copy of so many rows is a few MB, however large the layer.
+_ROWS_AT_ONCE = 1024
 
 
 def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -49,10 +51,12 @@ def has_exact_int8_instructions() -> bool:
 def matmul_through_float32(x: Tensor, weight: Tensor) -> Tensor:
     """The same product in float32, over chunks of K so short that every partial sum is an exact integer."""
     total = torch.zeros((x.shape[0], weight.shape[0]), dtype=torch.int32, device=x.device)
-    part = torch.empty(total.shape, dtype=torch.float32, device=x.device)
     for start in range(0, x.shape[1], EXACT_FLOAT32_TERMS):
         columns = slice(start, start + EXACT_FLOAT32_TERMS)
-        # out= is not autocast, so an enclosing autocast region cannot round the sums
-        torch.mm(x[:, columns].float(), weight[:, columns].float().t(), out=part)
-        total += part.to(torch.int32)
+        part = x[:, columns].float()
+        for outputs, rows in zip(total.split(_ROWS_AT_ONCE, 1), weight.split(_ROWS_AT_ONCE), strict=True):
+            product = torch.empty(outputs.shape, dtype=torch.float32, device=x.device)
+            # out= is not autocast, so an enclosing autocast region cannot round the sums
+            torch.mm(part, rows[:, columns].float().t(), out=product)
+            outputs += product.to(torch.int32)
     return total
