@@ -92,19 +92,14 @@ class QuantizedWeight:
 
     def empty(self, field: str) -> Tensor:
         """An uninitialized tensor like a field, for shape propagation; it forces no layout."""
-        shapes = {
-            "codes": self.shape,
-            "packed": packed_shape(*self.shape),
-            "column_cache": (fused.COLUMN_CACHE_BYTES,),
-        }
-        dtypes = {
-            "codes": torch.int8,
-            "packed": torch.int8,
-            "offset": torch.int32,
-            "scale": torch.float32,
-            "column_cache": torch.uint8,
-        }
-        return torch.empty(shapes.get(field, self.shape[:1]), dtype=dtypes[field], device=self.scale.device)
+        shape, dtype = {
+            "codes": (self.shape, torch.int8),
+            "scale": (self.shape[:1], torch.float32),
+            "packed": (packed_shape(*self.shape), torch.int8),
+            "offset": (self.shape[:1], torch.int32),
+            "column_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
+        }[field]
+        return torch.empty(shape, dtype=dtype, device=self.scale.device)
 
 
 def quantize_weight(weight: Tensor) -> QuantizedWeight:

@@ -58,20 +58,6 @@ def fresh_state(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the entry point in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["int8pass", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return call
-
-
 def expected_report(**options):
     torch._dynamo.reset()
     model, args, kwargs = make()

@@ -21,7 +21,18 @@ PUBLIC = [
     "quantize_",
     "requantize",
 ]
-HEAVY = ("onnx", "onnxruntime", "onnxscript", "tensorrt", "torch_tensorrt", "transformers", "triton", "typer", "rich")
+HEAVY = (
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tensorrt",
+    "torch_tensorrt",
+    "transformers",
+    "triton",
+    "typer",
+    "rich",
+    "setuptools",
+)
 MODULES = [module.name for module in pkgutil.walk_packages(int8pass.__path__, "int8pass.")]
 
 

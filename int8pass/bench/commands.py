@@ -68,7 +68,7 @@ def linear_command(
     settings = linear.LinearSettings(
         shapes=_shapes(shapes) if shapes else linear.QUICK_SHAPES if quick else linear.SHAPES,
         rows=_numbers(rows, "--rows") if rows else linear.QUICK_ROWS if quick else linear.ROWS,
-        rounds=rounds or (2 if quick else 10),
+        rounds=_rounds(rounds, quick),
         dtype=_dtype(dtype),
         threads=_threads(threads),
         peers=_globs(peers),
@@ -98,7 +98,7 @@ def models_command(
     """GPT-2 and OPT (random weights, outlier features): prefill, one token, generation; trained MiniLM: embeddings."""
     settings = models.ModelSettings(
         models=_models(only) if only else models.MODELS,
-        rounds=rounds or (2 if quick else 10),
+        rounds=_rounds(rounds, quick),
         threads=_threads(threads),
         peers=_globs(peers),
         quick=quick,
@@ -125,7 +125,7 @@ def scaling_command(
     settings = scaling.ScalingSettings(
         axes=scaling.QUICK_AXES if quick else scaling.AXES,
         width=scaling.QUICK_WIDTH if quick else scaling.WIDTH,
-        rounds=rounds or (2 if quick else 10),
+        rounds=_rounds(rounds, quick),
         dtype=_dtype(dtype),
         threads=_threads(threads),
         peers=_globs(peers) or scaling.PEERS,
@@ -189,6 +189,10 @@ def _print_cases(run: Run, by: str, legend: Sequence[Any]) -> None:
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def _rounds(rounds: int | None, quick: bool) -> int:
+    return rounds or (2 if quick else 10)
 
 
 def _plain(settings: Any) -> dict[str, Any]:

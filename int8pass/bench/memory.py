@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import int8pass
+from int8pass.bench import quantizers
 from int8pass.bench.process_memory import peak_bytes, reset_peak, resident_bytes, settled_bytes
 
 HIDDEN, INTERMEDIATE, HEADS = 2048, 5632, 16
@@ -171,20 +172,6 @@ def _int8_from_file(size: Size) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def _bitsandbytes(model: nn.Module) -> nn.Module:
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
-
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for name in names:  # names alone, so that each float weight goes when it is replaced
-        linear = model.get_submodule(name)
-        int8 = Linear8bitLt(
-            linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0, device="meta"
-        )
-        int8.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
-        model.set_submodule(name, int8.eval().to(linear.weight.device))  # .to() is what quantizes
-    return model
-
-
 def _int8mixed(**options) -> Callable[[nn.Module], Callable]:
     return lambda model: torch.compile(model, backend="int8mixed", options=options)
 
@@ -202,7 +189,7 @@ CONTESTANTS = (
     Contestant("bfloat16, Inductor", _bfloat16, torch.compile),
     Contestant("int8mixed on bfloat16, free_weights", _bfloat16, _int8mixed(free_weights=True)),
     Contestant("Int8Linear from a float32 file", _int8_from_file, _same, needs="safetensors"),
-    Contestant("bitsandbytes Linear8bitLt", _float32, _bitsandbytes, needs="bitsandbytes"),
+    Contestant("bitsandbytes Linear8bitLt", _float32, quantizers.bitsandbytes, needs="bitsandbytes"),
 )
 
 

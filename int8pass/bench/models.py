@@ -72,10 +72,13 @@ def run_models(settings: ModelSettings, progress: Progress = lambda message: Non
         contestants = [_without_inductor(contestant) for contestant in contestants]
     cases: list[Case] = []
     for name in settings.models:
-        place = lambda text, name=name: progress(f"{name}: {text}")  # noqa: E731
+
+        def at_model(text: str, name: str = name) -> None:
+            progress(f"{name}: {text}")
+
         with compiling():
             run = _run_minilm if name == "minilm" else partial(_run_decoder, name)
-            cases += run(contestants, settings, place)
+            cases += run(contestants, settings, at_model)
     return tuple(cases)
 
 
@@ -176,7 +179,7 @@ def _run_minilm(contestants: Sequence[ModelContestant], settings: ModelSettings,
     def prepare(contestant: ModelContestant) -> Prepared:
         call = contestant.encoder(model, settings.threads, batches[0])
         embeddings = minilm.embed(call, batches)
-        run = lambda: minilm.embed(call, batches)  # noqa: E731
+        run = partial(minilm.embed, call, batches)
         _, seconds = timed(run)
         slow = seconds / len(batches) if seconds > LIMIT_SECONDS else None
         return Prepared(run, len(batches), error=minilm.cosine_error(embeddings, reference), seconds=slow)

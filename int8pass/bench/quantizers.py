@@ -13,16 +13,15 @@ def bitsandbytes(model: nn.Module, threshold: float = 6.0) -> nn.Module:
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every cast to float16
-    for name, linear in list(model.named_modules()):
-        if isinstance(linear, nn.Linear):
-            shape = (linear.in_features, linear.out_features)
-            replacement = Linear8bitLt(
-                *shape, bias=linear.bias is not None, has_fp16_weights=False, threshold=threshold
-            )
-            replacement.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
-            replacement.bias = linear.bias
-            replacement.train(linear.training)  # in training mode it multiplies dequantized weights in float
-            model.set_submodule(name, replacement.to(linear.weight.device))  # .to() is what quantizes
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for name in names:  # names alone, so that each float weight goes when it is replaced
+        linear = model.get_submodule(name)
+        shape = (linear.in_features, linear.out_features)
+        replacement = Linear8bitLt(*shape, bias=False, has_fp16_weights=False, threshold=threshold, device="meta")
+        replacement.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+        replacement.bias = linear.bias
+        replacement.train(linear.training)  # in training mode it multiplies dequantized weights in float
+        model.set_submodule(name, replacement.to(linear.weight.device))  # .to() is what quantizes
     return model
 
 

@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
 
 from int8pass import torch_private
 
@@ -64,6 +63,8 @@ def processor_flags() -> str:
 
 
 def _build(library: Path) -> None:
+    from torch.utils import cpp_extension  # brings setuptools, which only a build needs
+
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         compiled, linked = Path(folder, "linear.o"), Path(folder, "linear.so")

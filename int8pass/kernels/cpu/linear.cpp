@@ -43,10 +43,13 @@ void load_block(const Linear& linear, int64_t block, bool has_offset, float* cod
   if (has_offset) std::memcpy(out.offset, linear.offset + start, count * sizeof(int32_t));
   if (linear.bias) std::memcpy(out.bias, linear.bias + start, count * sizeof(float));
   for (size_t j = 0; j < linear.outliers.size(); ++j) {
-    out.columns[j] = linear.columns.empty() ? codes + j * kBlockN : linear.columns[j].get() + start;
-    for (int64_t n = 0; !linear.columns.empty() && n < kBlockN; n += 16) __builtin_prefetch(out.columns[j] + n);
-    if (!linear.columns.empty()) continue;
-    codes_of(linear.packed + start * linear.padded, linear.outliers[j], codes + j * kBlockN);
+    if (linear.columns.empty()) {
+      codes_of(linear.packed + start * linear.padded, linear.outliers[j], codes + j * kBlockN);
+      out.columns[j] = codes + j * kBlockN;
+    } else {
+      out.columns[j] = linear.columns[j].get() + start;
+      for (int64_t n = 0; n < kBlockN; n += 16) __builtin_prefetch(out.columns[j] + n);
+    }
   }
 }
 
