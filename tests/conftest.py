@@ -1,5 +1,6 @@
 """What tests of several folders start from."""
 
+import os
 import sys
 
 import pytest
@@ -7,6 +8,15 @@ import torch
 
 import int8pass.notices
 from int8pass import cli
+
+
+def pytest_configure():
+    """Processes that test side by side share the cores, as do those that they start."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if processes > 1:
+        threads = max(1, torch.get_num_threads() // processes)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @pytest.fixture

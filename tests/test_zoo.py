@@ -183,10 +183,11 @@ def test_architecture(name, decisions, fetched):
 
 def check_under_inductor(name):
     model, args, kwargs = zoo.build(name)
+    expected = call(model, args, kwargs)  # first: RWKV rescales its weights in its first call, which only a float graph may
     results, _ = run_compiled(model, args, kwargs, int8mixed)
     unfused, _ = run_compiled(model, args, kwargs, functools.partial(int8mixed, options={"lowering": "eager"}))
     assert max(relative_errors(results, unfused)) < LARGEST_DIFFERENCE
-    assert max(relative_errors(results, call(model, args, kwargs))) < LARGEST_ERROR or name in AMPLIFYING
+    assert max(relative_errors(results, expected)) < LARGEST_ERROR or name in AMPLIFYING
 
 
 @pytest.mark.inductor

@@ -40,6 +40,15 @@ def test_avx2_tile_is_exact(tmp_path):
     assert printed(compiled(tmp_path, torch_private.cxx_compiler(), "-mavx2")) == "AVX2"
 
 
+VNNI_FLAGS = {"avx512f", "avx512bw", "avx512_vnni"}
+
+
+@pytest.mark.skipif(not set(build.processor_flags().split()) >= VNNI_FLAGS, reason="this processor has no AVX-512 VNNI")
+def test_vnni_tile_is_exact(tmp_path):
+    flags = ("-mavx512f", "-mavx512bw", "-mavx512vnni")
+    assert printed(compiled(tmp_path, torch_private.cxx_compiler(), *flags)) == "AVX-512 VNNI"
+
+
 def test_arm_tile_is_exact(tmp_path):
     if platform.machine() == "aarch64":
         assert printed(compiled(tmp_path, torch_private.cxx_compiler(), "-march=armv8.2-a+dotprod")) == "NEON"

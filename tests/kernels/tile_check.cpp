@@ -25,7 +25,7 @@ static bool exact(int64_t rows, int64_t features, Kind kind, std::mt19937& rando
   std::vector<Four> arranged(rows * groups);
   std::vector<native::RowGroup> row_groups;
   for (int64_t m = 0; m < rows; m += together)
-    row_groups.push_back(arrange(codes.data() + m * features, std::min(together, rows - m), groups, rows == 1,
+    row_groups.push_back(native::arrange(codes.data() + m * features, std::min(together, rows - m), groups, rows == 1,
                                  arranged.data() + m * groups));
   alignas(64) static int32_t tile[96 * kBlockN];
   alignas(64) static native::Scratch scratch;
@@ -34,7 +34,7 @@ static bool exact(int64_t rows, int64_t features, Kind kind, std::mt19937& rando
     for (int64_t n = 0; n < kBlockN; ++n) {
       int64_t sum = 0;
       for (int64_t k = 0; k < features; ++k)
-        sum += (static_cast<int>(codes[m * features + k]) - 128) *
+        sum += (static_cast<int>(codes[m * features + k]) - (native::kUnsignedCodes ? 0 : 128)) *
                static_cast<int>(packed[(k / kGroupK * kBlockN + n) * kGroupK + k % kGroupK]);
       if (sum != tile[m * kBlockN + n]) return false;
     }
@@ -43,7 +43,7 @@ static bool exact(int64_t rows, int64_t features, Kind kind, std::mt19937& rando
 
 int main() {
   std::mt19937 random(0);
-  for (int64_t rows = 1; rows <= 14; ++rows)
+  for (int64_t rows = 1; rows <= 20; ++rows)
     for (const int64_t features : {4, 64, 252, 256, 260, 1032})
       for (const Kind kind : {kUniform, kExtreme, kBell})
         if (!exact(rows, features, kind, random)) {

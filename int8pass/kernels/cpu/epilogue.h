@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <type_traits>
+
 #include "common.h"
 
 namespace int8pass {
@@ -50,6 +52,13 @@ inline void finish_row(const int32_t* sums, float input_scale, const float* inpu
       *reinterpret_cast<Floats*>(y + n + i * kLanes) = total[i];
     });
   }
+}
+
+// Where a row of float32 outputs is computed: in place if all of it is wanted
+template <typename T>
+inline float* in_place(T* to, int64_t count, float* otherwise) {
+  if constexpr (std::is_same_v<T, float>) return count == kBlockN ? to : otherwise;
+  return otherwise;
 }
 
 template <typename T>

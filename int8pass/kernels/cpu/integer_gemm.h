@@ -1,5 +1,5 @@
-// The int8 GEMM in tiles of 64 outputs: oneDNN's (brgemm: VNNI, AMX) where it is exact, else our own for AVX2, NEON or
-// any processor. Both read the same packed weights.
+// The int8 GEMM in tiles of 64 outputs: our own for AVX-512 VNNI, AVX2, NEON or any processor, or oneDNN's (brgemm) where
+// that is exact and ours is no match for it: AMX. All read the same packed weights.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -41,11 +41,11 @@ inline bool brgemm_is_exact() {
 }
 
 inline bool uses_brgemm() {
-  static const bool exact = brgemm_is_exact();
-  return exact;
+  static const bool chosen = !native::kBeatsBrgemm && brgemm_is_exact();
+  return chosen;
 }
 
-// One product of codes and packed weights, tile by tile. Tiles of brgemm still hold 128 * sum(weights).
+// One product of codes and packed weights, tile by tile. Sums of unsigned codes still hold 128 * sum(weights).
 class IntegerGemm {
  public:
   IntegerGemm(const uint8_t* codes, const int8_t* packed, int64_t rows, int64_t padded)
@@ -57,7 +57,7 @@ class IntegerGemm {
   }
 
   int64_t tile_rows() const { return tile_rows_; }
-  bool has_offset() const { return brgemm_; }
+  bool has_offset() const { return brgemm_ || native::kUnsignedCodes; }
 
   // What a thread needs while it multiplies
   struct Worker {
@@ -77,13 +77,15 @@ class IntegerGemm {
 
  private:
   void arrange_rows() {
-    const int64_t groups = padded_ / kGroupK;
-    arranged_.reset(new Four[rows_ * groups]);
-    row_groups_.resize(ceil_div(rows_, together_));
-    at::parallel_for(0, row_groups_.size(), ceil_div(32768, together_ * padded_), [&](int64_t begin, int64_t end) {
+    const int64_t groups = padded_ / kGroupK, count = ceil_div(rows_, together_);
+    const int64_t grain = native::kUnsignedCodes ? count : ceil_div(32768, together_ * padded_);
+    if (!native::kUnsignedCodes) arranged_.reset(new Four[rows_ * groups]);
+    row_groups_.resize(count);
+    at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t m = i * together_, rows = std::min(together_, rows_ - m);
-        row_groups_[i] = arrange(codes_ + m * padded_, rows, groups, rows_ == 1, arranged_.get() + m * groups);
+        Four* const out = arranged_ ? arranged_.get() + m * groups : nullptr;
+        row_groups_[i] = native::arrange(codes_ + m * padded_, rows, groups, rows_ == 1, out);
       }
     });
   }

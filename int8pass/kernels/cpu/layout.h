@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #define INT8PASS_INLINE __attribute__((always_inline))
 
@@ -17,6 +18,14 @@ constexpr int64_t kGroupK = 4;   // features that stand together in a packed wei
 struct Four {
   int8_t codes[kGroupK];
 };
+
+// Codes with zero point 128, made signed
+inline std::vector<Four> signed_codes(const uint8_t* codes, int64_t fours) {
+  std::vector<Four> result(fours);
+  auto* bytes = reinterpret_cast<uint8_t*>(result.data());
+  for (int64_t i = 0; i < fours * kGroupK; ++i) bytes[i] = codes[i] ^ 128;
+  return result;
+}
 
 inline int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
 

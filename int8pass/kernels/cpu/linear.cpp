@@ -72,10 +72,12 @@ void run(const Linear& linear, T* out) {
       load_block(linear, block, gemm.has_offset(), codes, loaded);
       gemm.multiply(first, rows, block, tile, worker);
       for (int64_t m = first; m < first + rows; ++m) {
-        finish(tile + (m - first) * kBlockN, linear.input_scale[m], linear.inputs + m * outliers, outliers, loaded, y);
+        T* const to = out + m * linear.outputs + start;
+        float* const place = in_place(to, count, y);
+        finish(tile + (m - first) * kBlockN, linear.input_scale[m], linear.inputs + m * outliers, outliers, loaded, place);
         if (linear.product)
-          for (int64_t n = 0; n < count; ++n) y[n] += linear.product[m * linear.outputs + start + n];
-        store_row(y, out + m * linear.outputs + start, count);
+          for (int64_t n = 0; n < count; ++n) place[n] += linear.product[m * linear.outputs + start + n];
+        if (place == y) store_row(y, to, count);
       }
     }
   });

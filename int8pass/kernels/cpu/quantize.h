@@ -29,6 +29,21 @@ inline float from_bits(uint32_t bits) {
   return value;
 }
 
+inline uint32_t max_bits(const float* __restrict row, int64_t count) {
+  uint32_t most = 0;
+  for (int64_t k = 0; k < count; ++k) most = std::max(most, magnitude_bits(row[k]));
+  return most;
+}
+
+inline void mark_outliers(const float* __restrict x, uint8_t* __restrict outlier, float threshold, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) outlier[k] |= static_cast<uint8_t>(std::fabs(x[k]) >= threshold);
+}
+
+// Outliers count for nothing in the row's scale and have code 0: both follow from a 0 in their place
+inline void zero_outliers(float* __restrict x, float threshold, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) x[k] = std::fabs(x[k]) >= threshold ? 0.0f : x[k];
+}
+
 // Copies a row in float and returns the bits of its largest magnitude
 template <typename T>
 inline uint32_t load_row(const T* __restrict x, float* __restrict row, int64_t count) {
@@ -38,16 +53,6 @@ inline uint32_t load_row(const T* __restrict x, float* __restrict row, int64_t c
     most = std::max(most, magnitude_bits(row[k]));
   }
   return most;
-}
-
-inline uint32_t max_bits(const float* __restrict row, int64_t count) {
-  uint32_t most = 0;
-  for (int64_t k = 0; k < count; ++k) most = std::max(most, magnitude_bits(row[k]));
-  return most;
-}
-
-inline void mark_outliers(const float* __restrict x, uint8_t* __restrict outlier, float threshold, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) outlier[k] |= static_cast<uint8_t>(std::fabs(x[k]) >= threshold);
 }
 
 inline float scale_from(uint32_t bits) {
@@ -65,15 +70,9 @@ inline void quantize_row(const float* __restrict x, float scale, uint8_t* __rest
   }
 }
 
-// Outliers count for nothing in the row's scale and have code 0: both follow from a 0 in their place
-inline void zero_own_outliers(float* __restrict x, float threshold, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) x[k] = std::fabs(x[k]) >= threshold ? 0.0f : x[k];
-}
-
 struct QuantizePlan {
   int64_t rows, width, padded;
   float threshold;
-  bool per_token;
 };
 
 // The scale and the codes of a row whose outliers are 0 already. most: the bits of its largest magnitude
@@ -84,47 +83,51 @@ inline void finish_quantize(const float* row, uint32_t most, uint8_t* codes, flo
   std::memset(codes + plan.width, kZeroPoint, plan.padded - plan.width);
 }
 
-// Reads x once: each row is quantized with its own outliers left out. By column, a feature that is an outlier in
-// another row is then cleared here too, and the row done again only where it held the row's largest magnitude.
+constexpr int64_t kQuantizeGrain = 65536;  // features: fewer take less time than it takes to wake a thread
+
+// Each row with its own outliers left out
 template <typename T>
 void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, const QuantizePlan& plan) {
-  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(plan.width, 1));
   const bool detect = plan.threshold > 0.0f;
-  std::vector<uint32_t> most(plan.rows);
   std::mutex merge;
-  at::parallel_for(0, plan.rows, grain, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, plan.rows, ceil_div(kQuantizeGrain, plan.width), [&](int64_t begin, int64_t end) {
     std::vector<float> row(plan.width);
     std::vector<uint8_t> seen;
     for (int64_t m = begin; m < end; ++m) {
-      most[m] = load_row(x + m * plan.width, row.data(), plan.width);
-      if (detect && most[m] >= magnitude_bits(plan.threshold)) {
-        seen.resize(plan.width, 0);
+      uint32_t most = load_row(x + m * plan.width, row.data(), plan.width);
+      if (detect && most >= magnitude_bits(plan.threshold)) {
+        seen.resize(plan.width);
         mark_outliers(row.data(), seen.data(), plan.threshold, plan.width);
-        zero_own_outliers(row.data(), plan.threshold, plan.width);
-        most[m] = max_bits(row.data(), plan.width);
+        zero_outliers(row.data(), plan.threshold, plan.width);
+        most = max_bits(row.data(), plan.width);
       }
-      finish_quantize(row.data(), most[m], codes + m * plan.padded, scale + m, plan);
+      finish_quantize(row.data(), most, codes + m * plan.padded, scale + m, plan);
     }
-    if (!seen.empty()) {
-      std::lock_guard<std::mutex> guard(merge);
-      for (int64_t k = 0; k < plan.width; ++k) outliers[k] |= seen[k];
-    }
+    if (seen.empty()) return;
+    std::lock_guard<std::mutex> guard(merge);
+    for (int64_t k = 0; k < plan.width; ++k) outliers[k] |= seen[k];
   });
-  if (!detect || plan.per_token) return;
-  const std::vector<int64_t> columns = marked(outliers, plan.width);
-  if (columns.empty()) return;
-  at::parallel_for(0, plan.rows, grain, [&](int64_t begin, int64_t end) {
+}
+
+// By column, a feature that is an outlier in another row is left out here too: its code becomes 0, and the row is done
+// again where it may have held the row's largest magnitude.
+template <typename T>
+void leave_out_columns(const T* x, uint8_t* codes, float* scale, const std::vector<int64_t>& columns,
+                       const QuantizePlan& plan) {
+  constexpr uint8_t kLargest = kZeroPoint + 127, kSmallest = kZeroPoint - 127;
+  at::parallel_for(0, plan.rows, ceil_div(kQuantizeGrain, plan.width), [&](int64_t begin, int64_t end) {
     std::vector<float> row(plan.width);
     for (int64_t m = begin; m < end; ++m) {
-      bool again = std::isnan(scale[m]);  // a NaN hides which feature was the largest otherwise
+      uint8_t* const own = codes + m * plan.padded;
+      bool again = !(scale[m] > 0.0f);  // no code tells then which features were the largest
       for (const int64_t k : columns) {
-        codes[m * plan.padded + k] = kZeroPoint;
-        again |= magnitude_bits(static_cast<float>(x[m * plan.width + k])) == most[m];
+        again |= own[k] == kLargest || own[k] == kSmallest;
+        own[k] = kZeroPoint;
       }
       if (!again) continue;
       load_row(x + m * plan.width, row.data(), plan.width);
       for (const int64_t k : columns) row[k] = 0.0f;
-      finish_quantize(row.data(), max_bits(row.data(), plan.width), codes + m * plan.padded, scale + m, plan);
+      finish_quantize(row.data(), max_bits(row.data(), plan.width), own, scale + m, plan);
     }
   });
 }
@@ -139,10 +142,13 @@ inline std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double t
   shape.pop_back();
   Tensor scale = at::empty(shape, input.options().dtype(at::kFloat));
   Tensor outliers = at::zeros({width}, input.options().dtype(at::kBool));
-  const QuantizePlan plan{rows, width, padded, static_cast<float>(threshold), per_token};
+  const QuantizePlan plan{rows, width, padded, static_cast<float>(threshold)};
   read_as_type(input, [&](const auto* data) {
-    quantize_rows(data, codes.data_ptr<uint8_t>(), scale.data_ptr<float>(),
-                  reinterpret_cast<uint8_t*>(outliers.data_ptr<bool>()), plan);
+    auto* const marks = reinterpret_cast<uint8_t*>(outliers.data_ptr<bool>());
+    quantize_rows(data, codes.data_ptr<uint8_t>(), scale.data_ptr<float>(), marks, plan);
+    const std::vector<int64_t> columns = per_token ? std::vector<int64_t>() : marked(marks, width);
+    if (!columns.empty())
+      leave_out_columns(data, codes.data_ptr<uint8_t>(), scale.data_ptr<float>(), columns, plan);
   });
   return {codes, scale, outliers};
 }

@@ -15,6 +15,8 @@
 namespace int8pass::native {
 
 constexpr const char* kName = "AVX2";
+constexpr bool kUnsignedCodes = false;
+constexpr bool kBeatsBrgemm = false;
 constexpr int kGroupRows = 5;         // rows of a register tile: 5 x 16 outputs in 10 of 16 registers
 constexpr int64_t kPanelGroups = 64;  // feature groups of a block that are multiplied together: 16 KiB stay in L1
 constexpr int64_t kBytesAhead = 8192;  // how far ahead one row's weights are prefetched
@@ -243,12 +245,14 @@ inline int32_t arrange_shifted(const Four* codes, int64_t groups, int64_t stride
   return total;
 }
 
-// signed codes [rows][groups] -> a row group whose x is `out` [groups][rows]. alone: no other rows share the weights
-inline RowGroup arrange(const Four* codes, int64_t rows, int64_t groups, bool alone, Four* out) {
+// codes [rows][4 * groups] with zero point 128 -> a row group whose x is `out` [groups][rows]. alone: no other rows share
+// the weights
+inline RowGroup arrange(const uint8_t* codes, int64_t rows, int64_t groups, bool alone, Four* out) {
+  const std::vector<Four> fours = signed_codes(codes, rows * groups);
   RowGroup group{rows, out, !alone};
   size_t excess = 0;
   for (int64_t r = 0; r < rows && group.shifted; ++r) {
-    group.start[r] = -128 * arrange_shifted(codes + r * groups, groups, rows, out + r, group.excess[r]);
+    group.start[r] = -128 * arrange_shifted(fours.data() + r * groups, groups, rows, out + r, group.excess[r]);
     excess += group.excess[r].size();
     group.shifted = excess * 16 <= static_cast<size_t>(rows * groups);  // more would cost more than signed weights do
   }
@@ -256,7 +260,7 @@ inline RowGroup arrange(const Four* codes, int64_t rows, int64_t groups, bool al
   for (int64_t r = 0; r < rows; ++r) {
     group.start[r] = 0;
     group.excess[r].clear();
-    for (int64_t g = 0; g < groups; ++g) out[g * rows + r] = codes[r * groups + g];
+    for (int64_t g = 0; g < groups; ++g) out[g * rows + r] = fours[r * groups + g];
   }
   return group;
 }

@@ -6,6 +6,8 @@
 namespace int8pass::native {
 
 constexpr const char* kName = "portable";
+constexpr bool kUnsignedCodes = false;
+constexpr bool kBeatsBrgemm = false;
 constexpr int kGroupRows = 1;
 
 struct RowGroup {
@@ -30,10 +32,11 @@ inline void multiply_tile(const RowGroup* row_groups, int64_t count, const int8_
   }
 }
 
-// signed codes [rows][groups] -> a row group whose x is `out` [groups][rows]
-inline RowGroup arrange(const Four* codes, int64_t rows, int64_t groups, bool, Four* out) {
+// codes [rows][4 * groups] with zero point 128 -> a row group whose x is `out` [groups][rows]
+inline RowGroup arrange(const uint8_t* codes, int64_t rows, int64_t groups, bool, Four* out) {
+  const std::vector<Four> fours = signed_codes(codes, rows * groups);
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t g = 0; g < groups; ++g) out[g * rows + r] = codes[r * groups + g];
+    for (int64_t g = 0; g < groups; ++g) out[g * rows + r] = fours[r * groups + g];
   return {rows, out};
 }
 
