@@ -183,7 +183,7 @@ def test_architecture(name, decisions, fetched):
 
 def check_under_inductor(name):
     model, args, kwargs = zoo.build(name)
-    expected = call(model, args, kwargs)  # first: RWKV rescales its weights in its first call, which only a float graph may
+    expected = call(model, args, kwargs)  # first: in its first call RWKV rescales its weights
     results, _ = run_compiled(model, args, kwargs, int8mixed)
     unfused, _ = run_compiled(model, args, kwargs, functools.partial(int8mixed, options={"lowering": "eager"}))
     assert max(relative_errors(results, unfused)) < LARGEST_DIFFERENCE
