@@ -83,7 +83,6 @@ def test_threads_change_no_bit(threads, outliers, original):
         assert torch.equal(one, several)
 
 
-
 @pytest.mark.parametrize("outliers", ["column", "token"])
 def test_nan_and_infinity_are_not_hidden(outliers):
     x, weight = planted(6, 96, torch.float32, outliers=0), planted(40, 96, torch.float32, outliers=0)
