@@ -3,14 +3,14 @@
 import weakref
 from collections.abc import Callable
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from int8pass.errors import FreedWeightError
 from int8pass.graph import value_of
 from int8pass.program import Program
 from int8pass.torch_private import mark_added_input
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import WEIGHTS, QuantizedWeight, free, is_freed
+from int8pass.weights import WEIGHTS, free, is_freed
 
 
 class InputBinding:
@@ -33,39 +33,45 @@ class InputBinding:
         program.graph_module.recompile()
         self._kept = [positions[name] for name in _placeholders(graph) if name not in self._added]
         wanted = [program.weight_inputs[name] for name in self._added]
-        expressions = list(dict.fromkeys(item.expression for item in wanted))
-        self._weights = [_Weight(program, expression, positions) for expression in expressions]
-        self._fields = [(expressions.index(item.expression), item.field) for item in wanted]
+        fields: dict[WeightExpression, tuple[str, ...]] = {}
+        for item in wanted:
+            fields[item.expression] = (*fields.get(item.expression, ()), item.field)
+        self._weights = [_Weight(program, expression, names, positions) for expression, names in fields.items()]
+        pairs = [(expression, name) for expression, names in fields.items() for name in names]
+        places = {pair: place for place, pair in enumerate(pairs)}
+        self._order = [places[item.expression, item.field] for item in wanted]
 
     def example_inputs(self, original: list) -> list:
         """The inputs to compile with: of those that Dynamo gave the ones that are kept, and fake int8 weights."""
         return [original[position] for position in self._kept] + [node.meta["val"] for node in self._added.values()]
 
     def __call__(self, args: tuple) -> list:
-        quantized = [weight.quantized(args) for weight in self._weights]
-        added = [getattr(quantized[weight], field) for weight, field in self._fields]
+        fields = [field for weight in self._weights for field in weight.fields(args)]
         for position in self._freed:
             if not is_freed(args[position]):
                 free(args[position])
-        return [args[position] for position in self._kept] + added
+        return [args[position] for position in self._kept] + [fields[index] for index in self._order]
 
 
 class _Weight:
-    """One int8 weight that a compiled graph needs, made from a float tensor among the graph's arguments."""
+    """Fields of one int8 weight that a compiled graph needs, made from a float tensor among the graph's arguments."""
 
-    def __init__(self, program: Program, expression: WeightExpression, positions: dict[str, int]) -> None:
+    def __init__(
+        self, program: Program, expression: WeightExpression, fields: tuple[str, ...], positions: dict[str, int]
+    ) -> None:
         self._expression = expression
+        self._fields = fields
         self._position = positions.get(expression.root)
         self._attribute = program.tensors[expression.root].tensor if self._position is None else None
         self._last: Callable = _nothing  # a weak reference: the int8 form dies with its float tensor
 
-    def quantized(self, args: tuple) -> QuantizedWeight:
+    def fields(self, args: tuple) -> tuple[Tensor, ...]:
         tensor = self._attribute if self._position is None else args[self._position]
         last = self._last()  # read once: other threads run the same graph
         if last is None or not last.serves(tensor):
             last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
             self._last = weakref.ref(last)
-        return last.quantized
+        return last.quantized.fields(self._fields)
 
 
 def _nothing() -> None:

@@ -47,6 +47,16 @@ class QuantizedWeight:
         self._packed: Tensor | None = None
         self._offset: Tensor | None = None
         self._column_cache: Tensor | None = None
+        self._fields: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
+
+    def fields(self, names: tuple[str, ...]) -> tuple[Tensor, ...]:
+        """Several fields at once. They are kept, since a graph asks for the same at every call; codes come and go."""
+        kept = self._fields.get(names)
+        if kept is None:
+            kept = tuple(getattr(self, name) for name in names)
+            if "codes" not in names:
+                self._fields[names] = kept
+        return kept
 
     @property
     def codes(self) -> Tensor:

@@ -23,7 +23,7 @@
 namespace int8pass {
 namespace {
 
-// A Linear on quantized input. columns: the float weights of the outlier features, or empty to take the packed codes
+// A Linear on quantized input. columns: the float weights of the outlier features, or null to take the packed codes
 struct Linear {
   const uint8_t* codes;
   const int8_t* packed;
@@ -32,7 +32,7 @@ struct Linear {
   const float* inputs;   // [M, J]
   const float* product;  // [M, N], the outlier product where J is large, or null
   std::vector<int64_t> outliers;
-  std::vector<Column> columns;
+  Columns columns;
   int64_t rows, padded, outputs;
 };
 
@@ -43,11 +43,11 @@ void load_block(const Linear& linear, int64_t block, bool has_offset, float* cod
   if (has_offset) std::memcpy(out.offset, linear.offset + start, count * sizeof(int32_t));
   if (linear.bias) std::memcpy(out.bias, linear.bias + start, count * sizeof(float));
   for (size_t j = 0; j < linear.outliers.size(); ++j) {
-    if (linear.columns.empty()) {
+    if (!linear.columns) {
       codes_of(linear.packed + start * linear.padded, linear.outliers[j], codes + j * kBlockN);
       out.columns[j] = codes + j * kBlockN;
     } else {
-      out.columns[j] = linear.columns[j].get() + start;
+      out.columns[j] = (*linear.columns)[j].get() + start;
       for (int64_t n = 0; n < kBlockN; n += 16) __builtin_prefetch(out.columns[j] + n);
     }
   }
@@ -58,7 +58,7 @@ void run(const Linear& linear, T* out) {
   const IntegerGemm gemm(linear.codes, linear.packed, linear.rows, linear.padded);
   const int64_t row_blocks = ceil_div(linear.rows, gemm.tile_rows()), blocks = ceil_div(linear.outputs, kBlockN);
   const int64_t outliers = static_cast<int64_t>(linear.outliers.size());
-  const auto finish = linear.columns.empty() ? finish_row<true> : finish_row<false>;
+  const auto finish = linear.columns ? finish_row<false> : finish_row<true>;
   // neighbouring tasks share a weight block, which stays in L2 while the rows pass by
   at::parallel_for(0, row_blocks * blocks, 1, [&](int64_t begin, int64_t end) {
     IntegerGemm::Worker worker;
@@ -84,9 +84,10 @@ void run(const Linear& linear, T* out) {
 }
 
 // Float weights of a few outlier features, through the weight's cache where it has room for them
-std::vector<Column> original_columns(const Tensor& weight, const std::vector<int64_t>& outliers, ColumnCache* cache) {
+Columns original_columns(const Tensor& weight, const std::vector<int64_t>& outliers, ColumnCache* cache) {
   const auto gather = [&](const std::vector<int64_t>& columns) { return gather_original(weight, columns); };
-  if (!cache || static_cast<int64_t>(outliers.size()) > cache->capacity()) return gather(outliers);
+  if (!cache || static_cast<int64_t>(outliers.size()) > cache->capacity())
+    return std::make_shared<const std::vector<Column>>(gather(outliers));
   return cache->get(outliers, ceil_div(weight.size(0), kBlockN) * kBlockN * sizeof(float), gather);
 }
 
