@@ -47,7 +47,8 @@ def explain(
         _run_module(model_or_program, tuple(args or ()), dict(kwargs or {}), config, measured)
     read_in_float = {name for part in measured for name in part.read_in_float}
     rows = [_row(decision, part, config, read_in_float) for part in measured for decision in part.decisions]
-    return Report(tuple(rows), config.threshold, config.outliers, graphs=len(measured))
+    stages = tuple(tuple(part.dump.graphs) for part in measured)
+    return Report(tuple(rows), config.threshold, config.outliers, graphs=len(measured), stages=stages)
 
 
 @dataclass
@@ -68,8 +69,9 @@ class Observation:
 class Measurement:
     """One captured graph that runs in float and observes its Linears. Calling it runs it."""
 
-    def __init__(self, program: Program, tap: Dump | None) -> None:
+    def __init__(self, program: Program) -> None:
         self.program = program
+        self.dump = tap = Dump.for_config(program.config.dump_dir) or Dump(None)
         self.observed: dict[str, Observation] = {}
         pipeline.run(program, tap, pipeline.FLOAT_PASSES)
         self._linears = {node.name: expression for node, expression in program.linears.items()}
@@ -162,7 +164,7 @@ def _run_module(
 
     def backend(graph_module: fx.GraphModule, example_inputs: list) -> Measurement:
         program = program_from_dynamo(graph_module, example_inputs, _without_free(config), names)
-        measurement = Measurement(program, Dump.for_config(config.dump_dir))
+        measurement = Measurement(program)
         measured.append(measurement)
         return measurement
 
@@ -178,7 +180,7 @@ def _run_exported(
             raise CaptureError("this ExportedProgram carries no example inputs: pass args=(...) or kwargs={...}")
         args, kwargs = exported.example_inputs
     program = program_from_exported(exported, _without_free(config))
-    measurement = Measurement(program, Dump.for_config(config.dump_dir))
+    measurement = Measurement(program)
     measured.append(measurement)
     with torch.no_grad():
         measurement(*_flat_inputs(exported, tuple(args or ()), dict(kwargs or {})))

@@ -5,7 +5,9 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from int8pass.inspection.stages import Stage
 
 SCHEMA_VERSION = 2
 _COLUMNS_SHOWN = 6
@@ -65,12 +67,16 @@ class Totals:
 
 @dataclass(frozen=True)
 class Report:
-    """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as."""
+    """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as.
+
+    stages: of each graph, what it was after every pass. Not part of the JSON.
+    """
 
     rows: tuple[Row, ...]
     threshold: float
     outliers: str
     graphs: int = 1
+    stages: tuple[tuple[Stage, ...], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def totals(self) -> Totals:
