@@ -64,6 +64,9 @@ def report(
     json: Annotated[
         str | None, typer.Option(metavar="PATH", help="Write the report as JSON to a file, or with '-' to the output.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write the report as one page, to open in a browser.")
+    ] = None,
     threshold: Threshold = 6.0,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
@@ -73,8 +76,12 @@ def report(
     """Run MODEL once in float and print what int8 would do to each of its Linears: decision, outliers, SNR, bytes."""
     if json not in (None, "-") and Path(json).exists() and not Path(json).is_file():
         raise ConfigError(f"--json {json}: not a file; '--json -' writes to the output")
+    if html is not None and html.is_dir():
+        raise ConfigError(f"--html {html}: a folder; name the file to write")
     config = config_from(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
     result = explain_model(model, config)
+    if html is not None:
+        result.to_html(html, title=f"int8pass report of {Path(model).name}")
     if json == "-":
         typer.echo(result.to_json())
         return

@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from int8pass import ops, pipeline, torch_private
+from int8pass import pipeline, torch_private
 from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.composition import int8_mixed_linear
 from int8pass.config import Int8MixedConfig
@@ -18,6 +17,7 @@ from int8pass.exported import program_from_exported
 from int8pass.graph import is_canonical_linear
 from int8pass.inspection.dump import Dump
 from int8pass.inspection.memory import weight_memory
+from int8pass.inspection.observation import Details, Observation
 from int8pass.inspection.report import Report, Row
 from int8pass.program import Decision, Program
 from int8pass.weight_expression import WeightExpression
@@ -47,23 +47,16 @@ def explain(
         _run_module(model_or_program, tuple(args or ()), dict(kwargs or {}), config, measured)
     read_in_float = {name for part in measured for name in part.read_in_float}
     rows = [_row(decision, part, config, read_in_float) for part in measured for decision in part.decisions]
-    stages = tuple(tuple(part.dump.graphs) for part in measured)
-    return Report(tuple(rows), config.threshold, config.outliers, graphs=len(measured), stages=stages)
-
-
-@dataclass
-class Observation:
-    """What one Linear met: outlier columns, and energies of its float output and of the int8 form's error."""
-
-    columns: set[int] = field(default_factory=set)
-    signal: float = 0.0
-    noise: float = 0.0
-
-    @property
-    def snr_db(self) -> float | None:
-        if self.signal == 0.0:
-            return None
-        return float("inf") if self.noise == 0.0 else 10.0 * float(torch.tensor(self.signal / self.noise).log10())
+    return Report(
+        tuple(rows),
+        config.threshold,
+        config.outliers,
+        graphs=len(measured),
+        stages=tuple(tuple(part.dump.graphs) for part in measured),
+        details=tuple(
+            part.details(number, decision.node) for number, part in enumerate(measured) for decision in part.decisions
+        ),
+    )
 
 
 class Measurement:
@@ -91,6 +84,14 @@ class Measurement:
         read = (node for node in self.program.graph.nodes if node.name in self.program.tensors and node.users)
         return {self.program.tensors[node.name].name for node in read}
 
+    def details(self, graph: int, node: str) -> Details:
+        """What was observed of a Linear-like node of this graph, the model's `graph`-th."""
+        observation = self.observed.get(node)
+        if observation is None:
+            return Details(graph, node)
+        quantized = self.program.quantized(self._linears[node])
+        return observation.details(graph, node, quantized.codes, quantized.scale)
+
     def __call__(self, *inputs: Any) -> Any:
         return _Observer(self._float, self._observe).run(*inputs)
 
@@ -104,9 +105,7 @@ class Measurement:
         except WeightError:
             return  # the rewrite records it as skipped, with this reason
         observation = self.observed.setdefault(node.name, Observation())
-        observation.columns |= _outlier_columns(x, self.program.config)
-        observation.signal += float(y.double().square().sum())
-        observation.noise += float((y.double() - y_int8.double()).square().sum())
+        observation.add(x, y, y_int8, self.program.config)
 
     def _int8(self, x: Tensor, weight: Tensor, bias: Tensor | None, expression: WeightExpression, dtype) -> Tensor:
         config, quantized = self.program.config, self.program.quantized(expression)
@@ -149,12 +148,6 @@ def _copied(graph: fx.Graph) -> fx.Graph:
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, {}))
     return copy
-
-
-def _outlier_columns(x: Tensor, config: Int8MixedConfig) -> set[int]:
-    if not config.threshold:
-        return set()
-    return set(ops.outlier_mask(x, config.threshold, "column").nonzero().flatten().tolist())
 
 
 def _run_module(

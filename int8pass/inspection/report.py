@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from int8pass.inspection.observation import Details
 from int8pass.inspection.stages import Stage
 
 SCHEMA_VERSION = 2
@@ -69,7 +72,8 @@ class Totals:
 class Report:
     """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as.
 
-    stages: of each graph, what it was after every pass. Not part of the JSON.
+    stages: of each graph, what it was after every pass; details: of each row, what its inputs and weight looked like.
+    Neither is part of the JSON; the page that `to_html` writes shows them.
     """
 
     rows: tuple[Row, ...]
@@ -77,6 +81,7 @@ class Report:
     outliers: str
     graphs: int = 1
     stages: tuple[tuple[Stage, ...], ...] = field(default=(), compare=False, repr=False)
+    details: tuple[Details, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def totals(self) -> Totals:
@@ -109,6 +114,12 @@ class Report:
             "rows": rows,
         }
         return json.dumps(document, indent=indent, allow_nan=False)
+
+    def to_html(self, path: str | os.PathLike, title: str = "int8pass report") -> None:
+        """Write one page that opens from disk, without network: the layers, their plots, the graphs, every stage."""
+        from int8pass.inspection.page import write_page
+
+        write_page(self, Path(path), title)
 
     def __str__(self) -> str:
         return "\n".join([*_table([_HEADER, *map(_cells, self.rows)]), "", *_summary(self)])

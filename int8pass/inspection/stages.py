@@ -78,9 +78,10 @@ class Stage:
         return found | self._int8_ancestors(found)
 
     def beside(self, names: set[str]) -> set[str]:
-        """Names of the nodes outside of `names` that they read, or that read them."""
+        """Names of the nodes outside of `names` that they read, or that read their results; other Linears left out."""
         read = {name for each in names for name in self._by_name[each].inputs}
-        return (read | {reader.name for each in names for reader in self._readers.get(each, ())}) - names
+        readers = {node.name for each in names for node in self._readers.get(each, ()) if not _is_int8(node)}
+        return (read | readers) - names
 
     def _int8_ancestors(self, names: set[str]) -> set[str]:
         """What the int8pass ops among `names` read from other ops of int8pass: masks, scales, codes of activations."""
