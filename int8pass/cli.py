@@ -14,7 +14,7 @@ from rich.table import Table
 from int8pass.bench.commands import bench
 from int8pass.errors import ConfigError, Int8PassError
 from int8pass.files import write_text
-from int8pass.inspection.commands import STAGES, diff, dump
+from int8pass.inspection.commands import STAGES, debug, diff, dump
 from int8pass.inspection.options import (
     Model,
     NoSkipModulesDefault,
@@ -41,6 +41,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.command()(dump)
 app.command()(diff)
+app.command()(debug)
 
 
 def _print_version(shown: bool) -> None:
@@ -67,6 +68,9 @@ def report(
     html: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Write the report as one page, to open in a browser.")
     ] = None,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Time each Linear, in int8 part by part and in float.")
+    ] = False,
     threshold: Threshold = 6.0,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
@@ -79,7 +83,7 @@ def report(
     if html is not None and html.is_dir():
         raise ConfigError(f"--html {html}: a folder; name the file to write")
     config = config_from(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
-    result = explain_model(model, config)
+    result = explain_model(model, config, timings)
     if html is not None:
         result.to_html(html, title=f"int8pass report of {Path(model).name}")
     if json == "-":
@@ -115,10 +119,12 @@ def _table(result: Report) -> Table:
     table.add_column("weight", no_wrap=True)
     table.add_column("decision", overflow="fold")
     table.add_column("outliers", overflow="fold")
-    for name in ("SNR dB", "MB float", "MB int8"):
+    timed = any(row.timing for row in result.rows)
+    for name in ("SNR dB", "MB float", "MB int8", *(("us int8", "us float") if timed else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
-        table.add_row(*_cells(row))
+        times = [f"{1e6 * each:.0f}" for each in (row.timing.int8, row.timing.float)] if row.timing else []
+        table.add_row(*_cells(row), *times)
     return table
 
 

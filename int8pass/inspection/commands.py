@@ -1,4 +1,4 @@
-"""The command line's verbs for looking at what the pass did: dump and diff."""
+"""The command line's verbs for looking at what the pass did: dump, diff and debug."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
 from int8pass import pipeline
 from int8pass.errors import ConfigError
 from int8pass.files import write_text
+from int8pass.inspection.debug import diagnose
 from int8pass.inspection.diff import REPORT_FILE, TOLERANCE_DB, compare, graph_differences
 from int8pass.inspection.dump import FORMATS, rendered, write_stages
 from int8pass.inspection.options import (
@@ -23,6 +26,7 @@ from int8pass.inspection.options import (
     explain_model,
 )
 from int8pass.inspection.stages import Stage
+from int8pass.models import load_model
 
 STAGES = ("captured", *(step.name for step in pipeline.PASSES))
 
@@ -110,3 +114,32 @@ def diff(
         typer.echo(graph_differences(a, b), nl=False)
     if exit_code and changes:
         raise typer.Exit(1)
+
+
+def debug(
+    model: Model,
+    want: Annotated[
+        float | None,
+        typer.Option(metavar="DB", help="Propose skip_modules with which the output is this near to float (20: 10 %)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    threshold: Threshold = 6.0,
+    outliers: Outliers = "column",
+    outlier_weights: OutlierWeights = None,
+    skip_modules: SkipModules = None,
+    no_skip_modules_default: NoSkipModulesDefault = False,
+) -> None:
+    """Find the layer where MODEL in int8 leaves its float results, and what would repair that."""
+    config = config_from(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
+    console = Console(stderr=True)
+    with console.status(f"loading {escape(model)}") as status:
+        loaded = load_model(model)
+        found = diagnose(
+            loaded.model,
+            loaded.args,
+            loaded.kwargs,
+            options=config,
+            wanted_db=want,
+            progress=lambda text: status.update(f"running the model: {escape(text)}"),
+        )
+    typer.echo(found.to_json() if as_json else str(found))

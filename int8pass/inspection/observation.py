@@ -7,6 +7,7 @@ from torch import Tensor
 
 from int8pass import ops
 from int8pass.config import Int8MixedConfig
+from int8pass.inspection.timing import Timing
 from int8pass.quantization.absmax import INT8_MAX
 
 LEVELS = 2 * INT8_MAX + 1  # -127 ... 127
@@ -51,6 +52,7 @@ class Observation:
     counts: Tensor = field(default_factory=lambda: torch.zeros(LEVELS, dtype=torch.int64))
     scales: list[Tensor] = field(default_factory=list)
     peaks: Tensor | None = None
+    timing: Timing | None = None
 
     def add(self, x: Tensor, y: Tensor, y_int8: Tensor, config: Int8MixedConfig) -> None:
         """Take in one call: x [..., K], the float result and that of the int8 form."""

@@ -64,10 +64,10 @@ def config_from(
     )
 
 
-def explain_model(spec: str, config: Int8MixedConfig) -> Report:
+def explain_model(spec: str, config: Int8MixedConfig, timings: bool = False) -> Report:
     """Load a MODEL and explain it, saying on a terminal what is going on. Raises ModelError, CaptureError."""
     console = Console(stderr=True)
     with console.status(f"loading {escape(spec)}"):
         loaded = load_model(spec)
     with console.status("running the model in float, with each Linear's int8 form beside it"):
-        return explain(loaded.model, loaded.args, loaded.kwargs, options=config)
+        return explain(loaded.model, loaded.args, loaded.kwargs, options=config, timings=timings)

@@ -11,9 +11,12 @@ from pathlib import Path
 
 from int8pass.inspection.observation import Details
 from int8pass.inspection.stages import Stage
+from int8pass.inspection.timing import Timing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _COLUMNS_SHOWN = 6
+_TIMES = ("us int8", "us float", "quantize", "GEMM", "dequantize", "outliers")
+SLOWER = 1.1  # int8 time over float time, beyond what timings of a shared machine vary by
 _HEADER = ("module", "weight", "dtype", "decision", "outlier columns", "SNR dB", "MB before", "MB after", "MB peak")
 
 
@@ -27,6 +30,7 @@ class Row:
     that is held of it once the model is compiled with these options and has run: its int8 form, and the float weight if
     it `keeps_float` (free_weights releases it); bytes_peak: the most that is held of it on the way, scratch included.
     weight: the parameter or buffer; view: the views that it is read through. Rows that agree in both share the bytes.
+    timing: of its first call, where it was asked for.
     """
 
     module: str
@@ -43,6 +47,7 @@ class Row:
     keeps_float: bool = True
     weight: str = ""
     view: str = ""
+    timing: Timing | None = None
 
     @property
     def bytes_int8(self) -> int:
@@ -99,6 +104,19 @@ class Report:
             reasons=dict(Counter(row.reason for row in self.rows if row.reason)),
         )
 
+    @property
+    def slower_in_int8(self) -> tuple[str, ...]:
+        """Modules whose Linears took longer in int8 than in float, together by more than a tenth."""
+        found: dict[str, list[Timing]] = {}
+        for row in self.rows:
+            if row.timing is not None:
+                found.setdefault(row.module, []).append(row.timing)
+        return tuple(
+            module
+            for module, timings in found.items()
+            if sum(each.int8 for each in timings) > SLOWER * sum(each.float for each in timings)
+        )
+
     def to_json(self, indent: int | None = 2) -> str:
         """JSON with a schema version, the rows and the totals. An infinite ratio (no error at all) is null."""
         rows = [dataclasses.asdict(row) for row in self.rows]
@@ -122,7 +140,9 @@ class Report:
         write_page(self, Path(path), title)
 
     def __str__(self) -> str:
-        return "\n".join([*_table([_HEADER, *map(_cells, self.rows)]), "", *_summary(self)])
+        timed = any(row.timing for row in self.rows)
+        header, cells = (_HEADER + _TIMES, _timed_cells) if timed else (_HEADER, _cells)
+        return "\n".join([*_table([header, *map(cells, self.rows)]), "", *_summary(self)])
 
 
 def _distinct_weights(rows: Iterable[Row]) -> list[Row]:
@@ -173,6 +193,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def _timed_cells(row: Row) -> tuple[str, ...]:
+    if row.timing is None:
+        return (*_cells(row), *("" for _ in _TIMES))
+    parts = (row.timing.int8, row.timing.float, row.timing.quantize, row.timing.gemm, row.timing.dequantize)
+    return (*_cells(row), *(f"{1e6 * seconds:.0f}" for seconds in (*parts, row.timing.outliers)))
+
+
 def _columns(columns: tuple[int, ...]) -> str:
     if not columns:
         return "none"
@@ -198,4 +225,10 @@ def _summary(report: Report) -> list[str]:
         f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB after, "
         f"{_megabytes(totals.bytes_peak)} MB at the peak in between",
     ]
+    timed = [row.timing for row in report.rows if row.timing]
+    if timed:
+        times = (1e3 * sum(each.int8 for each in timed), 1e3 * sum(each.float for each in timed))
+        lines.append("time of the Linears, each alone: {:.2f} ms in int8, {:.2f} ms in float".format(*times))
+    if report.slower_in_int8:
+        lines.append(f"faster in float: skip_modules={list(report.slower_in_int8)}")
     return lines + [f"skipped {count}: {reason}" for reason, count in totals.reasons.items()]

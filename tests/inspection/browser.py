@@ -32,7 +32,8 @@ const apart = (selector, root) => {
     if (across > 1 && down > 1) found.push(`${say(a.element)} / ${say(b.element)}`);
   }));
 };
-apart("h1, h2:not(.unseen), h3, nav a, button, label, [role=status], dt, dd, th, td, .hint, figcaption, figure svg, pre, li", document);
+apart("h1, h2:not(.unseen), h3, nav a, button, label, [role=status], dt, dd, th, td, .hint, li", document);
+apart("h2:not(.unseen), h3, button, label, figcaption, figure svg, pre", document);
 for (const plot of document.querySelectorAll("figure:not(.drawing) svg")) apart("text", plot);
 for (const drawing of document.querySelectorAll(".drawing svg")) apart(".node rect", drawing);
 return found;
