@@ -36,7 +36,7 @@ class Timing:
 
 
 def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
-    """Time a Linear as a compiled model runs it, without what Inductor might fuse around it. None: it cannot be int8."""
+    """Time a Linear as compiled models run it, without what Inductor fuses around it. None: it cannot be int8."""
     if call.int8(config) is None:
         return None
     held = call.graph.program.quantized(call.expression)

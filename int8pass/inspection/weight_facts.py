@@ -13,7 +13,7 @@ from int8pass.weights import QuantizedWeight
 
 STALE_DB = 15.0  # int8 rounding alone leaves 30 dB and more
 LARGER = 30.0  # times the middle layer's root mean square
-LONELIER = 10.0  # times the middle layer's ratio of a row's largest value to the rest of the row
+LONELIER = 100.0  # times the middle layer's ratio of a row's largest value to the rest of the row
 
 
 @dataclass(frozen=True)
