@@ -66,7 +66,9 @@ class _Doctor:
             layers.append(LayerError(module, _worst(own), _worst(running[module]), alone, sentence))
         suspect, why = suspect_of(layers, strange)
         repairs = tuple(self._repairs(suspect)) if suspect else ()
-        found = Diagnosis(tuple(layers), total, suspect, why, repairs, first_that_helps(repairs, total))
+        found = Diagnosis(
+            tuple(layers), total, suspect, why, repairs, first_that_helps(layers, suspect, repairs, total)
+        )
         ranked = [layer.module for layer in sorted(layers, key=lambda layer: known(layer.alone_db))]
         return found if wanted_db is None else self._with_proposal(found, ranked, wanted_db)
 
@@ -104,11 +106,26 @@ class _Doctor:
 
     def _repairs(self, suspect: LayerError) -> Iterator[Repair]:
         """What might help the suspect, mildest first; last, to leave it in float."""
-        for option, value in _candidates(self._config):
+        candidates = list(_candidates(self._config))
+        configs = [dataclasses.replace(self._config, **{option: value}) for option, value in candidates]
+        own = self._own_under(suspect.module, configs)
+        for (option, value), config, ratio in zip(candidates, configs, own, strict=True):
             self._progress(f"with {option}={value!r}")
-            config = dataclasses.replace(self._config, **{option: value})
-            yield Repair(option, value, self._total((), config))
-        yield Repair("skip_modules", (suspect.module,), self._total((suspect.module,)))
+            yield Repair(option, value, ratio, self._total((), config))
+        yield Repair("skip_modules", (suspect.module,), math.inf, self._total((suspect.module,)))
+
+    def _own_under(self, module: str, configs: list[Int8MixedConfig]) -> list[float | None]:
+        """The own error of a module's Linears under other options."""
+        found: list[list[float | None]] = [[] for _ in configs]
+
+        def at_linear(call: LinearCall) -> Tensor:
+            if _module(call) == module and call.int8() is not None:
+                for ratios, config in zip(found, configs, strict=True):
+                    ratios.append(_ratio(call.y, call.int8(config)))
+            return call.y
+
+        self._runs.run(at_linear)
+        return [_worst(ratios) for ratios in found]
 
     def _with_proposal(self, found: Diagnosis, ranked: list[str], wanted: float) -> Diagnosis:
         """The shortest head of the ranked layers whose being left in float reaches the wanted output."""

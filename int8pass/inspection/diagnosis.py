@@ -11,7 +11,8 @@ from int8pass.inspection.weight_facts import Unusual
 
 SCHEMA_VERSION = 1
 STANDS_OUT_DB = 10.0  # worse by this much than the middle layer
-REPAIRED_DB = 1.0  # an option repairs a layer if the output comes this near to that with the layer in float
+WORSE_DB = 3.0  # the own error of a layer that needs repair, against the middle layer's
+REPAIRED_DB = 1.0  # outputs that differ by less are as good as each other
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,11 @@ class LayerError:
 
 @dataclass(frozen=True)
 class Repair:
-    """An option of Int8MixedConfig for the whole model, and what the model's output is with it, in dB."""
+    """An option of Int8MixedConfig for the whole model; with it, the suspect's own error and the output, in dB."""
 
     option: str
     value: Any
+    own_db: float | None
     total_db: float | None
 
     def __str__(self) -> str:
@@ -48,7 +50,7 @@ class Diagnosis:
 
     suspect: the layer to look at, and why: its weight is unusual, or its own error is far above the others', or it is
     what takes most from the output. repairs: what was tried; repair: the first that is about as good as leaving the
-    suspect in float, None where even that gives less than 1 dB.
+    suspect in float, None where even that does not help.
     wanted_db: the output asked for; skip_modules: the fewest layers, worst first, that reach it; reached_db: what they
     give.
     """
@@ -98,12 +100,24 @@ def _stands_out(ratios: list[float | None]) -> bool:
     return len(ordered) > 2 and ordered[0] <= ordered[len(ordered) // 2] - STANDS_OUT_DB
 
 
-def first_that_helps(repairs: tuple[Repair, ...], total: float | None) -> Repair | None:
-    """The first that comes near to the last, which leaves the suspect in float; None where that does not help."""
-    if not repairs or known(repairs[-1].total_db) < known(total) + REPAIRED_DB:
+def first_that_helps(
+    layers: list[LayerError], suspect: LayerError | None, repairs: tuple[Repair, ...], total: float | None
+) -> Repair | None:
+    """The first repair that is good enough; None where even leaving the suspect in float does not help.
+
+    A suspect whose own error is worse than the middle layer's needs to become as good as that, and the output no worse.
+    Otherwise the output has to come near to what it is with the suspect in float.
+    """
+    if suspect is None:
         return None
-    enough = known(repairs[-1].total_db) - REPAIRED_DB
-    return next(repair for repair in repairs if known(repair.total_db) >= enough)
+    middle = sorted(known(layer.own_db) for layer in layers)[len(layers) // 2]
+    if known(suspect.own_db) < middle - WORSE_DB:
+        good = (each for each in repairs if known(each.own_db) >= middle - WORSE_DB)
+        return next((each for each in good if known(each.total_db) >= known(total) - REPAIRED_DB), None)
+    in_float = known(repairs[-1].total_db)
+    if in_float < known(total) + REPAIRED_DB:
+        return None
+    return next(repair for repair in repairs if known(repair.total_db) >= in_float - REPAIRED_DB)
 
 
 def known(value: float | None) -> float:
@@ -134,7 +148,8 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield from (
         f"also {each.module}: {each.unusual}" for each in found.layers if each.unusual and each != found.suspect
     )
-    yield from (f"    {_text(repair.total_db):>6} dB with {repair}" for repair in found.repairs)
+    for repair in found.repairs:
+        yield f"    with {repair}: {_text(repair.own_db)} dB there, {_text(repair.total_db)} dB in all"
     if found.repair is None:
         yield "no option repairs it: in float too it leaves the output as it is, so the error comes in elsewhere"
     else:

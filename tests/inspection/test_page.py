@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from int8pass import explain
+from int8pass.inspection.debug import diagnose
 from int8pass.inspection.page import SCRIPTS, page, page_data
 from tests import reference
 from tests.inspection.test_report import NAMELESS, REWRITTEN, report
@@ -82,6 +83,22 @@ def test_layers_part_of_the_graph_before_and_after():
     assert "relu" in up["after"]["beside"] and "l_x_" in up["after"]["beside"]
     assert len(head["before"]["own"]) == len(head["after"]["own"]) == 2 and head["after"]["beside"][-1] == "output"
     assert head["activations"] is None and not head["rewritten"]
+
+
+def test_gpt2_shaped_model():
+    transformers = pytest.importorskip("transformers")
+    torch._dynamo.reset()
+    config = transformers.GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=64)
+    model = transformers.GPT2LMHeadModel(config).eval().requires_grad_(False)
+    result = explain(model, (torch.arange(8)[None],), {"use_cache": False})
+    rows = {row["module"]: row for row in page_data(result, "gpt2")["rows"] if row["rewritten"]}
+    assert len(rows) == 8
+    for row in rows.values():  # transformers' Conv1D: addmm with a weight [K, N]
+        calls = set(row["after"]["own"])
+        assert sum(name.startswith("dequantize") for name in calls) == 1 and len(row["before"]["own"]) == 2
+        assert sum(row["weights"]["counts"]) == row["weight_shape"][0] * row["weight_shape"][1]
+    found = diagnose(model, (torch.arange(8)[None],), {"use_cache": False})
+    assert {layer.module for layer in found.layers} == rows.keys() and 10 < found.total_db < 80
 
 
 def test_stages_can_be_put_together_again():

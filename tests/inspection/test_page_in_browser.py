@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from int8pass import explain
 from int8pass.inspection.observation import LEVELS, Details, Levels
 from int8pass.inspection.report import Report, Row
 from int8pass.inspection.stages import Stage, StageNode
+from int8pass.inspection.timing import Timing
 from tests.inspection.browser import OVERLAPS, chromium, open_page, resize
 
 pytestmark = pytest.mark.browser
@@ -332,6 +334,21 @@ def test_print_leaves_controls_out_and_shows_all_rows(browser):
     pdf = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert len(pdf) > 10_000
+
+
+def test_times_are_columns_and_facts(started, tmp_path):
+    path = tmp_path / "timed.html"
+    plain = large_report(3)
+    timing = Timing(float=4e-3, int8=1e-3, quantize=1e-4, gemm=7e-4, dequantize=0.0, outliers=2e-4)
+    rows = (*(replace(row, timing=timing) for row in plain.rows[:2]), plain.rows[2])
+    replace(plain, rows=rows).to_html(path)
+    open_page(started, path)
+    assert text_of(started, "#layer-table thead th")[-2:] == ["time share %", "time/float"]
+    assert text_of(started, "#layer-table td:nth-child(9)") == ["50.0", "50.0", ""]
+    find(started, "#layer-table tbody tr:nth-child(2) button").click()
+    facts = dict(zip(text_of(started, "#layer-body dt"), text_of(started, "#layer-body dd"), strict=True))
+    assert facts["µs int8, float"] == "1000, 4000"
+    assert facts["µs quantize, GEMM, dequantize, outliers"] == "100, 700, 0, 200"
 
 
 # --- large models
