@@ -16,7 +16,7 @@ from int8pass.inspection.observation import decibels
 from int8pass.inspection.weight_facts import WeightFacts, unusual, weight_facts
 from int8pass.torch_private import tree_leaves
 
-HIDDEN_DB = 4.0  # what the largest columns, taken as outliers, must gain to be called hidden outliers
+HIDDEN_DB = 5.0  # what the largest columns, taken as outliers, must gain to be called hidden outliers
 THRESHOLDS = (6.0, 4.0, 3.0, 2.0, 1.0)
 
 Progress = Callable[[str], None]

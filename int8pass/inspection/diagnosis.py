@@ -144,6 +144,8 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     if found.suspect is None:
         yield "no layer was rewritten"
         return
+    most = min(found.layers, key=lambda layer: known(layer.alone_db))
+    yield f"it loses most to {most.module or '(root)'}: {_text(most.alone_db)} dB with that layer alone in int8"
     yield f"look at {found.suspect.module or '(root)'}: {found.why}"
     yield from (
         f"also {each.module}: {each.unusual}" for each in found.layers if each.unusual and each != found.suspect

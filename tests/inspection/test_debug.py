@@ -127,7 +127,9 @@ class ArgMax(nn.Module):
 # --- planted layers in a trained model
 
 
-@pytest.mark.parametrize("module", (PLANTED, QUERY, INTERMEDIATE))
+@pytest.mark.parametrize(
+    "module", (PLANTED, *(pytest.param(module, marks=pytest.mark.slow) for module in (QUERY, INTERMEDIATE)))
+)
 def test_weight_scaled_by_1000_is_named(module):
     model, tokenizer = minilm.load()
     model.get_submodule(module).weight.data *= 1000
@@ -157,6 +159,9 @@ def test_weight_changed_after_it_was_quantized_is_named():
 def test_suppressed_outliers_are_named_and_a_lower_threshold_repairs_them():
     model, tokenizer = minilm.load()
     healthy = diagnosed(model, tokenizer)
+    assert not any(layer.unusual for layer in healthy.layers) and "it loses most to encoder.layer.0.output" in str(
+        healthy
+    )
     layer = model.encoder.layer[3].intermediate
     layer.dense = Shrunk(layer.dense, 10.0)
     found = diagnosed(model, tokenizer)
