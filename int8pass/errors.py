@@ -35,3 +35,7 @@ class MissingDependencyError(Int8PassError, ImportError):
 
 class ModelError(Int8PassError, ValueError):
     """A MODEL argument of the command line names nothing that can be loaded."""
+
+
+class ReportFileError(Int8PassError, ValueError):
+    """A file or folder that is to be compared is no report, or no dump."""

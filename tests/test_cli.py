@@ -207,6 +207,30 @@ def test_dump_of_an_unknown_stage_lists_the_stages(run):
     assert all(stage in err for stage in cli.STAGES)
 
 
+@pytest.mark.parametrize("form", ("text", "svg", "dot", "json"))
+def test_dump_formats_are_the_same_bytes_in_two_runs(run, form, tmp_path):
+    for name in ("a", "b"):
+        assert run("dump", MODEL, "--out", tmp_path / name, "--format", form)[0] == 0
+    first, second = (sorted((tmp_path / name).rglob("*.*")) for name in ("a", "b"))
+    assert len(first) == len(second) > len(cli.STAGES)  # the stages and report.json
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
+
+
+def test_dump_of_a_module_as_json(run):
+    _, out, _ = run("dump", "tests.test_cli:make_broken", "--stage", "captured", "--format", "json", "--module", "lm_*")
+    document = json.loads(out)  # the graph without lm_head is left out
+    assert document["nodes"][-1]["module"] == "lm_head" and len(document["nodes"]) == 4
+    _, out, _ = run("dump", "tests.test_cli:make_broken", "--stage", "captured", "--format", "json")
+    assert [graph["stage"] for graph in json.loads(out)] == ["captured", "captured"]
+
+
+def test_dump_refuses_unknown_formats_and_modules(run):
+    code, _, err = run("dump", MODEL, "--stage", "captured", "--format", "png")
+    assert code == 2 and "the formats are: text, svg, dot, json" in err
+    code, _, err = run("dump", MODEL, "--stage", "captured", "--module", "decoder")
+    assert code == 2 and "no module matches 'decoder'; the graph has: lm_head, up" in err
+
+
 def test_dump_needs_to_know_where(run):
     code, _, err = run("dump", MODEL)
     assert code == 2 and "--out" in err and "--stage" in err

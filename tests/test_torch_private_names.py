@@ -85,7 +85,7 @@ def test_is_recompilation_tells_the_second_compilation_of_a_frame():
     assert not torch_private.is_recompilation()
 
 
-def test_run_apart_does_not_use_up_the_recompile_limit():
+def test_compiling_apart_does_not_use_up_the_recompile_limit():
     graphs = []
 
     def backend(graph_module, example_inputs):
@@ -94,7 +94,8 @@ def test_run_apart_does_not_use_up_the_recompile_limit():
 
     model, x = nn.Linear(4, 4), torch.randn(2, 4)
     for _ in range(10):
-        torch_private.run_apart(model, backend, (x,), {})
+        with torch_private.compiled_apart(model, backend) as run:
+            run(x)
     assert len(graphs) == 10
 
 

@@ -3,12 +3,20 @@
 import dataclasses
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
-SCHEMA_VERSION = 2
+from int8pass.inspection.observation import Details
+from int8pass.inspection.stages import Stage
+from int8pass.inspection.timing import Timing
+
+SCHEMA_VERSION = 3
 _COLUMNS_SHOWN = 6
+_TIMES = ("us int8", "us float", "quantize", "GEMM", "dequantize", "outliers")
+SLOWER = 1.1  # int8 time over float time, beyond what timings of a shared machine vary by
 _HEADER = ("module", "weight", "dtype", "decision", "outlier columns", "SNR dB", "MB before", "MB after", "MB peak")
 
 
@@ -22,6 +30,7 @@ class Row:
     that is held of it once the model is compiled with these options and has run: its int8 form, and the float weight if
     it `keeps_float` (free_weights releases it); bytes_peak: the most that is held of it on the way, scratch included.
     weight: the parameter or buffer; view: the views that it is read through. Rows that agree in both share the bytes.
+    timing: of its first call, where it was asked for.
     """
 
     module: str
@@ -38,6 +47,7 @@ class Row:
     keeps_float: bool = True
     weight: str = ""
     view: str = ""
+    timing: Timing | None = None
 
     @property
     def bytes_int8(self) -> int:
@@ -65,12 +75,18 @@ class Totals:
 
 @dataclass(frozen=True)
 class Report:
-    """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as."""
+    """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as.
+
+    stages: of each graph, what it was after every pass; details: of each row, what its inputs and weight looked like.
+    Neither is part of the JSON; the page that `to_html` writes shows them.
+    """
 
     rows: tuple[Row, ...]
     threshold: float
     outliers: str
     graphs: int = 1
+    stages: tuple[tuple[Stage, ...], ...] = field(default=(), compare=False, repr=False)
+    details: tuple[Details, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def totals(self) -> Totals:
@@ -86,6 +102,19 @@ class Report:
             bytes_after=_after(weights),
             bytes_peak=_peak(weights),
             reasons=dict(Counter(row.reason for row in self.rows if row.reason)),
+        )
+
+    @property
+    def slower_in_int8(self) -> tuple[str, ...]:
+        """Modules whose Linears took longer in int8 than in float, together by more than a tenth."""
+        found: dict[str, list[Timing]] = {}
+        for row in self.rows:
+            if row.timing is not None:
+                found.setdefault(row.module, []).append(row.timing)
+        return tuple(
+            module
+            for module, timings in found.items()
+            if sum(each.int8 for each in timings) > SLOWER * sum(each.float for each in timings)
         )
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -104,8 +133,16 @@ class Report:
         }
         return json.dumps(document, indent=indent, allow_nan=False)
 
+    def to_html(self, path: str | os.PathLike, title: str = "int8pass report") -> None:
+        """Write one page that opens from disk, without network: the layers, their plots, the graphs, every stage."""
+        from int8pass.inspection.page import write_page
+
+        write_page(self, Path(path), title)
+
     def __str__(self) -> str:
-        return "\n".join([*_table([_HEADER, *map(_cells, self.rows)]), "", *_summary(self)])
+        timed = any(row.timing for row in self.rows)
+        header, cells = (_HEADER + _TIMES, _timed_cells) if timed else (_HEADER, _cells)
+        return "\n".join([*_table([header, *map(cells, self.rows)]), "", *_summary(self)])
 
 
 def _distinct_weights(rows: Iterable[Row]) -> list[Row]:
@@ -156,6 +193,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def _timed_cells(row: Row) -> tuple[str, ...]:
+    if row.timing is None:
+        return (*_cells(row), *("" for _ in _TIMES))
+    parts = (row.timing.int8, row.timing.float, row.timing.quantize, row.timing.gemm, row.timing.dequantize)
+    return (*_cells(row), *(f"{1e6 * seconds:.0f}" for seconds in (*parts, row.timing.outliers)))
+
+
 def _columns(columns: tuple[int, ...]) -> str:
     if not columns:
         return "none"
@@ -181,4 +225,10 @@ def _summary(report: Report) -> list[str]:
         f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB after, "
         f"{_megabytes(totals.bytes_peak)} MB at the peak in between",
     ]
+    timed = [row.timing for row in report.rows if row.timing]
+    if timed:
+        times = (1e3 * sum(each.int8 for each in timed), 1e3 * sum(each.float for each in timed))
+        lines.append("time of the Linears, each alone: {:.2f} ms in int8, {:.2f} ms in float".format(*times))
+    if report.slower_in_int8:
+        lines.append(f"faster in float: skip_modules={list(report.slower_in_int8)}")
     return lines + [f"skipped {count}: {reason}" for reason, count in totals.reasons.items()]

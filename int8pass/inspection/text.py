@@ -26,9 +26,13 @@ _SHORT_DTYPES = {
 
 def graph_text(graph: fx.Graph, labels: dict[str, str] | None = None) -> str:
     """Return one line a node: `%y : f32[4, 32] = aten.linear(%x, %w)`; `labels` says what stands behind inputs."""
+    return "\n".join(graph_lines(graph, labels)) + "\n"
+
+
+def graph_lines(graph: fx.Graph, labels: dict[str, str] | None = None) -> list[str]:
+    """The lines of `graph_text`, one a node in the graph's order."""
     symbols = _Symbols()
-    lines = [_line(node, labels or {}, symbols) for node in graph.nodes]
-    return "\n".join(lines) + "\n"
+    return [_line(node, labels or {}, symbols) for node in graph.nodes]
 
 
 class _Symbols:

@@ -125,7 +125,7 @@ def test_json_holds_every_field():
     rows = (REWRITTEN, SKIPPED, NAMELESS)
     document = json.loads(report(*rows, threshold=2.5, outliers="token", graphs=3).to_json())
     assert document.keys() == {"schema", "threshold", "outliers", "graphs", "totals", "rows"}
-    assert document["schema"] == SCHEMA_VERSION == 2
+    assert document["schema"] == SCHEMA_VERSION == 3
     assert (document["threshold"], document["outliers"], document["graphs"]) == (2.5, "token", 3)
     assert document["totals"]["rewritten"] == 1
     for row, expected in zip(document["rows"], rows, strict=True):

@@ -1,0 +1,145 @@
+"""The command line's verbs for looking at what the pass did: dump, diff and debug."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from int8pass import pipeline
+from int8pass.errors import ConfigError
+from int8pass.files import write_text
+from int8pass.inspection.debug import diagnose
+from int8pass.inspection.diff import REPORT_FILE, TOLERANCE_DB, compare, graph_differences
+from int8pass.inspection.dump import FORMATS, rendered, write_stages
+from int8pass.inspection.options import (
+    Model,
+    NoSkipModulesDefault,
+    Outliers,
+    OutlierWeights,
+    SkipModules,
+    Threshold,
+    config_from,
+    explain_model,
+)
+from int8pass.inspection.stages import Stage
+from int8pass.models import load_model
+
+STAGES = ("captured", *(step.name for step in pipeline.PASSES))
+
+
+def dump(
+    model: Model,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write every stage of every graph, their differences, and the report."),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Print the graph after this stage: {', '.join(STAGES)}.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(FORMATS)}; Graphviz draws dot.")
+    ] = "text",
+    module: Annotated[
+        str | None,
+        typer.Option(metavar="GLOB", help="Only the modules that match, with all below them: 'encoder.layer.0'."),
+    ] = None,
+    threshold: Threshold = 6.0,
+    outliers: Outliers = "column",
+    outlier_weights: OutlierWeights = None,
+    skip_modules: SkipModules = None,
+    no_skip_modules_default: NoSkipModulesDefault = False,
+) -> None:
+    """Run the pass on MODEL and show its graph after every stage."""
+    if out is None and stage is None:
+        raise ConfigError("say where the stages go (--out FOLDER), or which of them to print (--stage NAME)")
+    if stage is not None and stage not in STAGES:
+        raise ConfigError(f"there is no stage {stage!r}; the stages are: {', '.join(STAGES)}")
+    if form not in FORMATS:
+        raise ConfigError(f"there is no format {form!r}; the formats are: {', '.join(FORMATS)}")
+    config = config_from(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
+    report = explain_model(model, config)
+    if not report.stages:
+        typer.echo("the model ran no graph", err=True)
+        return
+    graphs = _selected(report.stages, module)
+    if out is not None:
+        folders = [write_stages(out, stages, form) for stages in graphs]
+        write_text(out / REPORT_FILE, report.to_json() + "\n")
+        if stage is None:
+            typer.echo("\n".join(map(str, folders)))
+    if stage is not None:
+        _print_stage([next(each for each in stages if each.name == stage) for stages in graphs], form)
+
+
+def _selected(graphs: Iterable[Sequence[Stage]], module: str | None) -> list[list[Stage]]:
+    """The stages of each graph that has one of the modules. Raises ConfigError where none has."""
+    if module is None:
+        return list(map(list, graphs))
+    found = [[stage.of_modules(module) for stage in stages] for stages in graphs]
+    if any(stage.nodes for stages in found for stage in stages):
+        return [stages for stages in found if any(stage.nodes for stage in stages)]
+    known = sorted({node.module for stages in graphs for node in stages[0].nodes if node.module})
+    raise ConfigError(f"no module matches {module!r}; the graph has: {', '.join(known)}")
+
+
+def _print_stage(stages: list[Stage], form: str) -> None:
+    """Several graphs: JSON as one array, each other format under a comment."""
+    if form == "json" and len(stages) > 1:
+        typer.echo(json.dumps([json.loads(stage.to_json()) for stage in stages], indent=2))
+        return
+    for number, stage in enumerate(stages):
+        if len(stages) > 1:
+            heading = f"graph-{number:03}"
+            typer.echo({"svg": f"<!-- {heading} -->", "dot": f"// {heading}"}.get(form, f"# {heading}"))
+        typer.echo(rendered(stage, form), nl=False)
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A folder of `dump --out`, or a file of `report --json`.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="What it is compared with: another of the same kind.")],
+    tolerance: Annotated[
+        float, typer.Option(metavar="DB", min=0.0, help="Errors that differ by no more count as equal.")
+    ] = TOLERANCE_DB,
+    text: Annotated[bool, typer.Option("--text", help="Of two folders, print the graphs' differences too.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where anything differs.")] = False,
+) -> None:
+    """Say which layers changed decision, outliers or error between A and B."""
+    changes = compare(a, b, tolerance)
+    typer.echo("\n".join(map(str, changes)) if changes else "no differences")
+    if text and a.is_dir():
+        typer.echo(graph_differences(a, b), nl=False)
+    if exit_code and changes:
+        raise typer.Exit(1)
+
+
+def debug(
+    model: Model,
+    want: Annotated[
+        float | None,
+        typer.Option(metavar="DB", help="Propose skip_modules with which the output is this near to float (20: 10 %)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    threshold: Threshold = 6.0,
+    outliers: Outliers = "column",
+    outlier_weights: OutlierWeights = None,
+    skip_modules: SkipModules = None,
+    no_skip_modules_default: NoSkipModulesDefault = False,
+) -> None:
+    """Find the layer where MODEL in int8 leaves its float results, and what would repair that."""
+    config = config_from(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
+    console = Console(stderr=True)
+    with console.status(f"loading {escape(model)}") as status:
+        loaded = load_model(model)
+        found = diagnose(
+            loaded.model,
+            loaded.args,
+            loaded.kwargs,
+            options=config,
+            wanted_db=want,
+            progress=lambda text: status.update(f"running the model: {escape(text)}"),
+        )
+    typer.echo(found.to_json() if as_json else str(found))

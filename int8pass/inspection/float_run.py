@@ -1,0 +1,193 @@
+"""A model that runs in float as often as needed, and shows each of its Linears to whoever looks at it or changes it."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from int8pass import pipeline, torch_private
+from int8pass.capture import ModuleNames, program_from_dynamo
+from int8pass.composition import int8_mixed_linear
+from int8pass.config import Int8MixedConfig
+from int8pass.errors import CaptureError, WeightError
+from int8pass.exported import program_from_exported
+from int8pass.graph import is_canonical_linear
+from int8pass.inspection.dump import Dump
+from int8pass.program import Decision, Program
+from int8pass.weight_expression import WeightExpression
+
+
+class FloatGraph:
+    """One captured graph, with its Linears found and chosen, that computes in float. number: which of the model's.
+
+    linears: by node name, the weight that a Linear to be rewritten reads; weights: the same of all canonical Linears.
+    """
+
+    def __init__(self, program: Program, number: int) -> None:
+        self.program = program
+        self.number = number
+        self.dump = Dump.for_config(program.config.dump_dir) or Dump(None)
+        pipeline.run(program, self.dump, pipeline.FLOAT_PASSES)
+        self.linears = {node.name: expression for node, expression in program.linears.items()}
+        self.weights = _weights(program)
+        self._float = fx.GraphModule(program.graph_module, _copied(program.graph))
+        pipeline.run(program, self.dump, pipeline.PASSES[len(pipeline.FLOAT_PASSES) :])
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The decisions in graph order; nodes inside higher-order regions come last."""
+        order = {node.name: position for position, node in enumerate(self._float.graph.nodes)}
+        return sorted(self.program.decisions, key=lambda decision: order.get(decision.node, len(order)))
+
+    @property
+    def read_in_float(self) -> set[str]:
+        """Names of the parameters and buffers that something in the rewritten graph still reads."""
+        read = (node for node in self.program.graph.nodes if node.name in self.program.tensors and node.users)
+        return {self.program.tensors[node.name].name for node in read}
+
+    def run(self, at_linear: "AtLinear", inputs: tuple) -> Any:
+        """Run on the graph's flat inputs; the result of each Linear that is to be rewritten is what at_linear gives."""
+        return _Interpreter(self, at_linear).run(*inputs)
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """A Linear in the course of a run. x: [..., K]; weight: [N, K]; bias: [N] or None; y: [..., N], in float."""
+
+    graph: FloatGraph
+    node: str
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    y: Tensor
+
+    @property
+    def expression(self) -> WeightExpression:
+        return self.graph.linears[self.node]
+
+    def int8(self, config: Int8MixedConfig | None = None) -> Tensor | None:
+        """What the rewrite makes of y under options (default: the run's own); None where the weight cannot be int8."""
+        program = self.graph.program
+        config = config or program.config
+        try:
+            quantized = program.quantized(self.expression)
+        except WeightError:
+            return None  # the rewrite records it as skipped, with this reason
+        return int8_mixed_linear(
+            lambda op, *arguments: op(*arguments),
+            self.x,
+            quantized.codes,
+            quantized.scale,
+            self.bias,
+            threshold=config.threshold,
+            outliers=config.outliers,
+            dtype=self.y.dtype,
+            weight=self.weight if config.keeps_original_weights else None,
+        )
+
+
+AtLinear = Callable[[LinearCall], Tensor]
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, graph: FloatGraph, at_linear: AtLinear) -> None:
+        super().__init__(graph._float)
+        self._graph, self._at_linear = graph, at_linear
+
+    def run_node(self, node: fx.Node) -> Any:
+        result = super().run_node(node)
+        if node.name not in self._graph.linears:
+            return result
+        x, weight, bias = (*self.fetch_args_kwargs_from_env(node)[0], None)[:3]
+        return self._at_linear(LinearCall(self._graph, node.name, x, weight, bias, result))
+
+
+@dataclass
+class FloatRuns:
+    """A model that is ready to run. graphs: what it was captured as, known once it has run."""
+
+    graphs: list[FloatGraph] = field(default_factory=list)
+    _start: Callable[[], Any] = lambda: None
+    _at_linear: AtLinear = lambda call: call.y
+
+    def run(self, at_linear: AtLinear) -> Any:
+        """Run the model once on its inputs, and return what it returns."""
+        self._at_linear = at_linear
+        with torch.no_grad():
+            return self._start()
+
+    def _add(self, program: Program) -> Callable:
+        graph = FloatGraph(program, len(self.graphs))
+        self.graphs.append(graph)
+        return lambda *inputs: graph.run(self._at_linear, inputs)
+
+
+@contextlib.contextmanager
+def float_runs(
+    model_or_program: nn.Module | ExportedProgram,
+    args: tuple | None,
+    kwargs: Mapping[str, Any] | None,
+    config: Int8MixedConfig,
+) -> Iterator[FloatRuns]:
+    """Capture a model as torch.compile does, or take an ExportedProgram, to be run on these inputs.
+
+    Raises CaptureError where there are none.
+    """
+    runs, config = FloatRuns(), _without_free(config)
+    if isinstance(model_or_program, ExportedProgram):
+        inputs = _flat_inputs(model_or_program, *_example_inputs(model_or_program, args, kwargs))
+        run = runs._add(program_from_exported(model_or_program, config))
+        runs._start = lambda: run(*inputs)
+        yield runs
+        return
+    if args is None and kwargs is None:
+        raise CaptureError("explain runs the model: pass args=(...), kwargs={...}, or both")
+    names = ModuleNames(model_or_program if isinstance(model_or_program, nn.Module) else None)
+
+    def backend(graph_module: fx.GraphModule, example_inputs: list) -> Callable:
+        return runs._add(program_from_dynamo(graph_module, example_inputs, config, names))
+
+    with torch_private.compiled_apart(model_or_program, backend) as compiled:
+        runs._start = functools.partial(compiled, *(args or ()), **(kwargs or {}))
+        yield runs
+
+
+def _weights(program: Program) -> dict[str, WeightExpression]:
+    """By node name, what each canonical Linear reads its weight through."""
+    linears = (node for node in program.graph.nodes if is_canonical_linear(node))
+    found = {node.name: program.expression(node.args[1]) for node in linears}
+    return {name: expression for name, expression in found.items() if expression is not None}
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
+
+
+def _example_inputs(exported: ExportedProgram, args: Any, kwargs: Any) -> tuple[tuple, dict]:
+    if args is None and kwargs is None:
+        if exported.example_inputs is None:
+            raise CaptureError("this ExportedProgram carries no example inputs: pass args=(...) or kwargs={...}")
+        args, kwargs = exported.example_inputs
+    return tuple(args or ()), dict(kwargs or {})
+
+
+def _flat_inputs(exported: ExportedProgram, args: tuple, kwargs: dict) -> list:
+    """Weights, constants and user inputs in the order of the graph's placeholders."""
+    user = iter(torch_private.tree_leaves((args, kwargs)))
+    stored = {**exported.state_dict, **exported.constants}
+    return [
+        stored[spec.target] if spec.target in stored else next(user) for spec in exported.graph_signature.input_specs
+    ]
+
+
+def _without_free(config: Int8MixedConfig) -> Int8MixedConfig:
+    outlier_weights = "original" if config.keeps_original_weights else "dequantized"
+    return dataclasses.replace(config, free_weights=False, outlier_weights=outlier_weights)

@@ -1,0 +1,32 @@
+"use strict";
+// Puts the page together from the data inside it.
+
+(() => {
+  const data = JSON.parse(byId("data").textContent);
+  const totals = data.totals;
+  const facts = [
+    ["Linears", totals.linears],
+    ["rewritten to int8", totals.rewritten],
+    ["skipped", totals.skipped],
+    ["with outlier columns", totals.with_outliers],
+    ["MB before", megabytes(totals.bytes_before)],
+    ["MB after", megabytes(totals.bytes_after)],
+    ["MB at the peak", megabytes(totals.bytes_peak)],
+    ["threshold", `${data.threshold}, by ${data.outliers}`],
+  ];
+  byId("totals").append(...facts.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
+  byId("skipped").append(...Object.entries(totals.reasons).map(([reason, count]) => el("li", { text: `skipped ${count}: ${reason}` })));
+  byId("versions").textContent = `int8pass ${data.versions.int8pass}, torch ${data.versions.torch}`;
+  startTheme();
+  const mark = startTable(data.rows, choose);
+  function choose(number) {
+    mark(number);
+    showLayer(data, data.rows[number]);
+  }
+  if (data.rows.length) {
+    const worst = d3.least(data.rows.keys(), (number) => data.rows[number].snr_db ?? Infinity);
+    choose(worst ?? 0);
+  } else byId("layer").hidden = true;
+  startModel(data);
+  startStages(data.graphs);
+})();

@@ -1,0 +1,104 @@
+"""What a rewritten Linear takes on the inputs that it met, part by part, against the float Linear."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from int8pass import ops
+from int8pass.bench.timing import interleave, median
+from int8pass.config import Int8MixedConfig
+from int8pass.inspection.float_run import LinearCall
+from int8pass.kernels.cpu import fused
+from int8pass.weights import QuantizedWeight
+
+ROUNDS = 3
+BATCH_SECONDS = 2e-3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, medians of interleaved rounds. float: PyTorch's Linear; int8: all of the rewritten one.
+
+    quantize: mask, scales and codes; gemm: the int8 product; dequantize: scales, bias and cast, 0.0 where the fused CPU
+    kernel does them inside the product; outliers: the outlier branch. The parts of the fused kernel are differences of
+    whole calls; op by op they are timed one by one.
+    """
+
+    float: float
+    int8: float
+    quantize: float
+    gemm: float
+    dequantize: float
+    outliers: float
+
+
+def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
+    """Time a Linear as compiled models run it, without what Inductor fuses around it. None: it cannot be int8."""
+    if call.int8(config) is None:
+        return None
+    held = call.graph.program.quantized(call.expression)
+    weight = QuantizedWeight(held.codes, held.scale)  # of its own: packing gives up the codes
+    is_fused = (
+        config.lowering == "inductor"
+        and call.x.device.type == "cpu"
+        and call.x.shape[-1] <= fused.LARGEST_K
+        and fused.is_available()
+    )
+    calls = _fused_calls(call, weight, config) if is_fused else _op_calls(call, weight, config)
+    calls["float"] = functools.partial(torch.nn.functional.linear, call.x, call.weight, call.bias)
+    seconds = {name: median(found) for name, found in interleave(calls, ROUNDS, BATCH_SECONDS).items()}
+    return _from_fused(seconds) if is_fused else _from_ops(seconds)
+
+
+def _fused_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
+    per_token = config.outliers == "token"
+
+    def whole(threshold: float) -> Tensor:
+        original = call.weight if config.keeps_original_weights and threshold else None
+        cache = None if original is None else weight.column_cache
+        return fused.cpu_int8_linear(
+            call.x, weight.packed, weight.offset, weight.scale, call.bias, original, cache, threshold, per_token,
+            call.y.dtype,
+        )  # fmt: skip
+
+    return {
+        "int8": functools.partial(whole, config.threshold),
+        "plain": functools.partial(whole, 0.0),
+        "quantize": functools.partial(fused.cpu_quantize, call.x, config.threshold, per_token),
+        "quantize plain": functools.partial(fused.cpu_quantize, call.x, 0.0, per_token),
+    }
+
+
+def _from_fused(seconds: dict[str, float]) -> Timing:
+    """The outlier branch is what a threshold of 0 saves beyond its cheaper quantization; the product is the rest."""
+    gemm = max(seconds["plain"] - seconds["quantize plain"], 0.0)
+    outliers = max(seconds["int8"] - seconds["quantize"] - gemm, 0.0)
+    return Timing(seconds["float"], seconds["int8"], seconds["quantize"], gemm, 0.0, outliers)
+
+
+def _op_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
+    def quantize() -> tuple[Tensor | None, Tensor, Tensor]:
+        mask = ops.outlier_mask(call.x, config.threshold, config.outliers) if config.threshold else None
+        scale = ops.scale_per_token(call.x, mask)
+        return mask, scale, ops.quantize_per_token(call.x, scale, mask)
+
+    mask, scale, codes = quantize()
+    columns = (call.weight,) if config.keeps_original_weights else (weight.codes, weight.scale)
+    sums = ops.int8_mm(codes, weight.codes)
+    outlier = None if mask is None else ops.outlier_mm(call.x, mask, *columns)
+    calls: dict[str, Callable] = {
+        "int8": functools.partial(call.int8, config),
+        "quantize": quantize,
+        "gemm": functools.partial(ops.int8_mm, codes, weight.codes),
+        "dequantize": functools.partial(ops.dequantize, sums, scale, weight.scale, outlier, call.bias, call.y.dtype),
+    }
+    if mask is not None:
+        calls["outliers"] = functools.partial(ops.outlier_mm, call.x, mask, *columns)
+    return calls
+
+
+def _from_ops(seconds: dict[str, float]) -> Timing:
+    return Timing(**{"outliers": 0.0, **seconds})
