@@ -1,4 +1,4 @@
-"""The command line: `int8pass report MODEL`, `int8pass dump MODEL` and `int8pass bench ...`."""
+"""The command line: `int8pass report MODEL`, `dump MODEL`, `calibrate MODEL`, `export onnx MODEL`, `bench ...`."""
 
 import importlib.metadata
 import sys
@@ -13,9 +13,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from int8pass import pipeline
+from int8pass.arguments import (
+    Model,
+    NoSkipModulesDefault,
+    Outliers,
+    OutlierWeights,
+    SkipModules,
+    Threshold,
+    config_of,
+)
 from int8pass.bench.commands import bench
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import ConfigError, Int8PassError
+from int8pass.export.commands import calibrate, export
 from int8pass.files import write_text
 from int8pass.inspection.explain import explain
 from int8pass.inspection.report import Report, Row
@@ -29,44 +39,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # an unexpected error shows Python's own traceback
-    help="LLM.int8() as a compiler pass: what it does to a model, as a report or as the graphs, and how fast that is.",
+    help="LLM.int8() as a compiler pass: what it does to a model, as a report or as the graphs, how fast that is, and as a file.",
 )
 app.add_typer(bench, name="bench")
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="MODULE:FACTORY (a function that returns model, args, kwargs), a Hugging Face model folder "
-        "(.safetensors), or a .pt2 file of torch.export.save.",
-    ),
-]
-Threshold = Annotated[
-    float, typer.Option(help="|x| at and above which a feature is an outlier; 0 means no outlier branch.")
-]
-Outliers = Annotated[
-    str, typer.Option(help="'column': a feature is an outlier for the whole call; 'token': for each row on its own.")
-]
-OutlierWeights = Annotated[
-    str | None,
-    typer.Option(
-        help="What the outlier branch multiplies with: the 'original' float columns, or columns 'dequantized' from "
-        "int8. [default: original]"
-    ),
-]
-SkipModules = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        help="A module to leave in float, with all below it; `*` makes a glob, `re:` a regular expression. Repeatable.",
-    ),
-]
-NoSkipModulesDefault = Annotated[
-    bool,
-    typer.Option(
-        "--no-skip-modules-default", help="Do not skip `lm_head` and the weights tied to an embedding by default."
-    ),
-]
+app.add_typer(export, name="export")
+app.command()(calibrate)
 
 
 def _print_version(shown: bool) -> None:
@@ -99,7 +76,7 @@ def report(
     """Run MODEL once in float and print what int8 would do to each of its Linears: decision, outliers, SNR, bytes."""
     if json not in (None, "-") and Path(json).exists() and not Path(json).is_file():
         raise ConfigError(f"--json {json}: not a file; '--json -' writes to the output")
-    config = _config(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
+    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
     result = _explain(model, config)
     if json == "-":
         typer.echo(result.to_json())
@@ -132,7 +109,7 @@ def dump(
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
         present = set(folder.glob("graph-*"))
-        config = _config(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, str(folder))
+        config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, str(folder))
         _explain(model, config)
         graphs = sorted(set(folder.glob("graph-*")) - present)
         if stage is not None:
@@ -150,24 +127,6 @@ def main() -> None:
     except Int8PassError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] [red]{escape(str(error))}[/]", highlight=False)
         sys.exit(_FAILURE)
-
-
-def _config(
-    threshold: float,
-    outliers: str,
-    outlier_weights: str | None,
-    skip_modules: list[str] | None,
-    no_skip_modules_default: bool,
-    dump_dir: str | None = None,
-) -> Int8MixedConfig:
-    return Int8MixedConfig(
-        threshold=threshold,
-        outliers=outliers,
-        outlier_weights=outlier_weights,
-        skip_modules=tuple(skip_modules or ()),
-        skip_modules_default=not no_skip_modules_default,
-        dump_dir=dump_dir,
-    )
 
 
 def _explain(spec: str, config: Int8MixedConfig) -> Report:

@@ -3,6 +3,7 @@
 tests/test_torch_private.py fails when one of them changes.
 """
 
+import contextlib
 import functools
 import inspect
 import re
@@ -180,13 +181,20 @@ def inductor_compile(graph_module: fx.GraphModule, example_inputs: list, patches
 
 
 def run_apart(model: Callable, backend: Callable, args: tuple, kwargs: dict) -> None:
-    """Compile and run a model without counting against the recompile limit of its other compilations.
+    """Compile and run a model without counting against the recompile limit of its other compilations."""
+    with compiled_apart(model, backend, dynamic=False) as compiled:
+        compiled(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def compiled_apart(model: Callable, backend: Callable, dynamic: bool | None = None) -> Iterator[Callable]:
+    """A compiled model that does not count against the recompile limit of its other compilations.
 
     Why private: up to PyTorch 2.12 nothing public raises the limit for one call; `reset` then drops what was compiled.
     """
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
-        torch.compile(model, backend=backend, dynamic=False, isolate_recompiles=True)(*args, **kwargs)
+        yield torch.compile(model, backend=backend, dynamic=dynamic, isolate_recompiles=True)
         return
     with torch._dynamo.config.patch(recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize):
-        torch.compile(model, backend=backend, dynamic=False)(*args, **kwargs)
+        yield torch.compile(model, backend=backend, dynamic=dynamic)
     torch.compiler.reset()

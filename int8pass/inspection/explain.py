@@ -73,8 +73,8 @@ class Measurement:
         self.observed: dict[str, Observation] = {}
         pipeline.run(program, tap, pipeline.FLOAT_PASSES)
         self._linears = {node.name: expression for node, expression in program.linears.items()}
-        self.weights = _weights(program)
-        self._float = fx.GraphModule(program.graph_module, _copied(program.graph))
+        self.weights = linear_weights(program)
+        self._float = fx.GraphModule(program.graph_module, copied(program.graph))
         pipeline.run(program, tap, pipeline.PASSES[len(pipeline.FLOAT_PASSES) :])
 
     @property
@@ -90,7 +90,7 @@ class Measurement:
         return {self.program.tensors[node.name].name for node in read}
 
     def __call__(self, *inputs: Any) -> Any:
-        return _Observer(self._float, self._observe).run(*inputs)
+        return LinearObserver(self._float, self._observe).run(*inputs)
 
     def _observe(self, node: fx.Node, arguments: tuple, y: Tensor) -> None:
         expression = self._linears.get(node.name)
@@ -121,14 +121,14 @@ class Measurement:
         )
 
 
-def _weights(program: Program) -> dict[str, WeightExpression]:
+def linear_weights(program: Program) -> dict[str, WeightExpression]:
     """By node name, what each canonical Linear reads its weight through."""
     linears = (node for node in program.graph.nodes if is_canonical_linear(node))
     found = {node.name: program.expression(node.args[1]) for node in linears}
     return {name: expression for name, expression in found.items() if expression is not None}
 
 
-class _Observer(fx.Interpreter):
+class LinearObserver(fx.Interpreter):
     """Runs a graph and shows every canonical Linear with its arguments and result to `observe`."""
 
     def __init__(self, graph_module: fx.GraphModule, observe: Callable[[fx.Node, tuple, Tensor], None]) -> None:
@@ -143,7 +143,7 @@ class _Observer(fx.Interpreter):
         return result
 
 
-def _copied(graph: fx.Graph) -> fx.Graph:
+def copied(graph: fx.Graph) -> fx.Graph:
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, {}))
     return copy
@@ -181,10 +181,10 @@ def _run_exported(
     measurement = Measurement(program, Dump.for_config(config.dump_dir))
     measured.append(measurement)
     with torch.no_grad():
-        measurement(*_flat_inputs(exported, tuple(args or ()), dict(kwargs or {})))
+        measurement(*flat_inputs(exported, tuple(args or ()), dict(kwargs or {})))
 
 
-def _flat_inputs(exported: ExportedProgram, args: tuple, kwargs: dict) -> list:
+def flat_inputs(exported: ExportedProgram, args: tuple, kwargs: dict) -> list:
     """Weights, constants and user inputs in the order of the graph's placeholders."""
     user = iter(torch_private.tree_leaves((args, kwargs)))
     stored = {**exported.state_dict, **exported.constants}

@@ -1,0 +1,35 @@
+"""What happens to the ONNX model after torch.onnx: equal nodes once, int8 weights that are made while they are written."""
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+from onnx_ir.passes import Sequential, common
+
+from int8pass.export.streamed_program import StreamedWeight
+
+_PASSES = (
+    common.ClearMetadataAndDocStringPass(),  # stack traces, with the folders of the machine that wrote the file
+    common.LiftConstantsToInitializersPass(lift_all_constants=True),
+    common.DeduplicateInitializersPass(size_limit=1024),
+    common.CommonSubexpressionEliminationPass(),
+    common.IdentityEliminationPass(),
+    common.RemoveUnusedNodesPass(),
+)
+
+
+def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
+    """Simplify the model in place, and bind its int8 weights, by the names of their initializers."""
+    for name, weight in weights.items():
+        if name in model.graph.initializers:
+            model.graph.initializers[name].const_value = _lazy(name, weight)
+    Sequential(*_PASSES)(model)
+
+
+def _lazy(name: str, weight: StreamedWeight) -> ir.LazyTensor:
+    """int8[K, N], computed each time that it is read and not kept."""
+    return ir.LazyTensor(
+        lambda: ir.tensor(weight.compute().numpy(), name=name),
+        dtype=ir.DataType.INT8,
+        shape=ir.Shape(weight.shape[::-1]),
+        name=name,
+    )

@@ -1,0 +1,51 @@
+"""For files: int8_mm and dequantize become one op over a weight that lies inputs first; profiled columns, constants.
+
+before:
+    %int8_mm : i32[4, 32] = int8pass.int8_mm(%quantize_per_token, %weight_codes)
+    %outlier_mm : f32[4, 32] = int8pass.outlier_mm(%x, %outlier_mask, %weight_codes, %weight_scale)
+    %dequantize : f32[4, 32] = int8pass.dequantize(%int8_mm, %scale_per_token, %weight_scale, %outlier_mm, ...)
+after:
+    %gathered_mm : f32[4, 32] = int8pass.gathered_mm(%x, %outlier_mask, %weight_inputs_first, %weight_scale)
+    %scaled_int8_mm : f32[4, 32] = int8pass.scaled_int8_mm(%quantize_per_token, %scale_per_token,
+        %weight_inputs_first, %weight_scale, %gathered_mm, %bias, float32)
+and where the mask is a `column_mask`, of calibrated columns, in place of %gathered_mm:
+    %column_mm : f32[4, 32] = int8pass.column_mm(%x, [3, 7], %weight_columns)
+"""
+
+import torch
+from torch import fx
+
+from int8pass import ops
+from int8pass.export.streamed_program import StreamedProgram
+from int8pass.graph import insert, replace, value_of
+from int8pass.weight_expression import WeightExpression
+
+
+def dequantize_to_scaled_int8_mm(program: StreamedProgram) -> int:
+    """Rewrite every Linear. Returns how many there were."""
+    found = [node for node in program.graph.nodes if node.target is ops.dequantize]
+    for node in found:
+        sums, x_scale, _, outlier, bias, dtype = node.args
+        x_codes, codes = sums.args
+        expression = program.weight_inputs[codes.name].expression
+        weight = program.weight_input(expression, "inputs_first")
+        scale = program.weight_input(expression, "scale")
+        columns = None if outlier is None else _outlier_part(program, node, outlier, expression)
+        linear = insert(node, ops.scaled_int8_mm, x_codes, x_scale, weight, scale, columns, bias, dtype)
+        replace(node, linear)
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node.name in program.weight_inputs and not node.users:
+            program.remove_input(node)
+    return len(found)
+
+
+def _outlier_part(program: StreamedProgram, node: fx.Node, outlier: fx.Node, expression: WeightExpression) -> fx.Node:
+    x, mask, *weight = outlier.args
+    if mask.target is ops.column_mask:
+        columns = tuple(mask.args[1])
+        original = value_of(weight[0]).dtype is not torch.int8
+        rows = program.quantized(expression).columns(columns, original)
+        constant = program.add_constant(f"{program.source(expression).name}_columns", rows)
+        return insert(node, ops.column_mm, x, columns, constant)
+    weight = program.weight_input(expression, "inputs_first")
+    return insert(node, ops.gathered_mm, x, mask, weight, program.weight_input(expression, "scale"))
