@@ -39,7 +39,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # an unexpected error shows Python's own traceback
-    help="LLM.int8() as a compiler pass: what it does to a model, as a report or as the graphs, how fast that is, and as a file.",
+    help="LLM.int8() as a compiler pass: what it does to a model, as a report, as graphs or as a file, and how fast "
+    "that is.",
 )
 app.add_typer(bench, name="bench")
 app.add_typer(export, name="export")

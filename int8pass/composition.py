@@ -28,8 +28,8 @@ def int8_mixed_linear(
 
     x: [..., K]; codes: int8[N, K]; scale: float32[N]; bias: [N] or None; weight: [N, K] floating for the outlier
     branch, or None to dequantize its columns. columns: outlier features known beforehand, in place of those that x has;
-    an empty tuple, like threshold 0, means no outlier branch. Result: [..., N] in `dtype`. With `differentiable` the gradient of x
-    passes through the dequantized weight, and that of bias by plain operations.
+    an empty tuple, like threshold 0, means no outlier branch. Result: [..., N] in `dtype`. With `differentiable` the
+    gradient of x passes through the dequantized weight, and that of bias by plain operations.
     """
     source = call(aten.detach.default, x) if differentiable else x
     mask = None

@@ -1,4 +1,4 @@
-"""What happens to the ONNX model after torch.onnx: equal nodes once, int8 weights that are made while they are written."""
+"""After torch.onnx: equal nodes stand once, and int8 weights are made while they are written."""
 
 from collections.abc import Mapping
 

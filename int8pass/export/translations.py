@@ -5,9 +5,9 @@ gives its codes; DequantizeLinear, MatMul with DequantizeLinear(W_q, per channel
 of QuantizeLinear is one static scalar, so that runtimes fuse the three to an integer product, yet each row has a scale
 of its own. All of it is float32; Casts stand outside.
 
-Numbers that ONNX leaves open: ReduceMax hides NaN in ONNX Runtime, so a row's NaN or infinity comes back by the sum of
-its normalised features: u + 0 * sum(x / u). A row of zeros, or whose scale is subnormal, is divided by infinity: all its
-codes are 0.
+What ONNX leaves open: ReduceMax may hide NaN, and does in ONNX Runtime, so a row's NaN or infinity comes back by the
+sum of its normalised features: u + 0 * sum(x / u). A row of zeros, or whose scale is subnormal, is divided by infinity:
+all its codes are 0.
 """
 
 from collections.abc import Callable, Sequence
