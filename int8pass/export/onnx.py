@@ -137,7 +137,7 @@ def _onnx_model(converted: ExportedProgram, program: StreamedProgram, target: Ta
     weights = {
         names[node]: program.quantized(wanted.expression)
         for node, wanted in program.weight_inputs.items()
-        if wanted.field == "inputs_first"
+        if wanted.field == "inputs_first" and program.quantized(wanted.expression).is_streamed
     }
     after_passes.run(written.model, weights)
     return written.model

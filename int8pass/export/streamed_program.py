@@ -10,12 +10,14 @@ from int8pass.program import Program
 from int8pass.weight_expression import WeightExpression
 from int8pass.weights import QuantizedWeight, quantize_weight
 
+_LARGEST_HELD = 2**16  # elements
+
 
 class StreamedWeight:
     """An int8 weight of which only the scale is held. shape: (N, K).
 
-    scale: float32[N]; codes: int8[N, K] and inputs_first: int8[K, N], both without values, on the meta device: they
-    stand for what `compute` returns.
+    scale: float32[N]; codes: int8[N, K] without values, on the meta device; inputs_first: int8[K, N], without values
+    too where the weight `is_streamed`: it stands for what `compute` returns.
     """
 
     def __init__(self, read: Callable[[], Tensor]) -> None:
@@ -27,15 +29,23 @@ class StreamedWeight:
         self.nbytes = quantized.nbytes
 
     @property
-    def inputs_first(self) -> Tensor:
-        return torch.empty(self.shape[::-1], dtype=torch.int8, device="meta")
+    def is_streamed(self) -> bool:
+        """Whether it is too large to be held; torch.onnx looks into the values of small tensors."""
+        return self.shape[0] * self.shape[1] > _LARGEST_HELD
 
-    codes = property(lambda self: torch.empty(self.shape, dtype=torch.int8, device="meta"))
+    @property
+    def inputs_first(self) -> Tensor:
+        return torch.empty(self.shape[::-1], dtype=torch.int8, device="meta") if self.is_streamed else self.compute()
+
+    @property
+    def codes(self) -> Tensor:
+        return torch.empty(self.shape, dtype=torch.int8, device="meta")
 
     def empty(self, part: str) -> Tensor:
         """An uninitialized tensor like a part, for shape propagation."""
-        like = getattr(self, part)
-        return torch.empty(like.shape, dtype=like.dtype, device=self.scale.device)
+        shape = {"scale": self.shape[:1], "codes": self.shape, "inputs_first": self.shape[::-1]}[part]
+        dtype = torch.float32 if part == "scale" else torch.int8
+        return torch.empty(shape, dtype=dtype, device=self.scale.device)
 
     def compute(self) -> Tensor:
         """The codes, int8[K, N], inputs first."""
