@@ -17,6 +17,7 @@ from int8pass.arguments import (
     Threshold,
     config_of,
 )
+from int8pass.export.decoder import is_decoder, with_past
 from int8pass.export.onnx import export_onnx
 from int8pass.export.shapes import dynamic_example
 from int8pass.export.targets import TARGETS
@@ -57,6 +58,9 @@ def onnx(
     static: Annotated[
         bool, typer.Option("--static", help="Keep the example's batch size and length in place of dynamic ones.")
     ] = False,
+    no_past: Annotated[
+        bool, typer.Option("--no-past", help="Write a decoder without inputs and outputs for past keys and values.")
+    ] = False,
     threshold: Threshold = 6.0,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
@@ -65,14 +69,15 @@ def onnx(
 ) -> None:
     """Write MODEL to an ONNX file of standard operators, with its Linears in int8.
 
-    Batch size and length (the first two dimensions of each input) may change from call to call.
+    Batch size and length (the first two dimensions of each input) may change from call to call. A transformers decoder
+    takes input_ids, attention_mask and its past keys and values, and gives logits and the present ones.
     """
     config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile)
     require_writable(output)
     console = Console(stderr=True)
     with console.status(f"loading {escape(model)}"):
         loaded = load_model(model)
-    example, shapes = (loaded, None) if static else dynamic_example(loaded)
+    example, shapes = _example(loaded, static=static, past=not no_past)
     with console.status(f"writing {escape(str(output))}"):
         export_onnx(
             example.model,
@@ -86,6 +91,13 @@ def onnx(
             opset=opset,
         )
     typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _example(loaded: LoadedModel, *, static: bool, past: bool) -> tuple[LoadedModel, Any]:
+    if past and not static and is_decoder(loaded.model):
+        wrapped, kwargs, shapes = with_past(loaded.model)
+        return LoadedModel(wrapped, (), kwargs), shapes
+    return (loaded, None) if static else dynamic_example(loaded)
 
 
 def calibrate(

@@ -26,7 +26,8 @@ class OnnxModel:
         self.inputs = [each.name for each in self._session.get_inputs()]
 
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> list[torch.Tensor]:
-        given = dict(zip(self.inputs, args, strict=False)) | {name: kwargs[name] for name in self.inputs if name in kwargs}
+        named = {name: kwargs[name] for name in self.inputs if name in kwargs}
+        given = dict(zip(self.inputs, args, strict=False)) | named
         return self.run({name: tensor.numpy() for name, tensor in given.items()})
 
     def run(self, feed: dict[str, np.ndarray]) -> list[torch.Tensor]:
