@@ -23,6 +23,19 @@ def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
         if name in model.graph.initializers:
             model.graph.initializers[name].const_value = _lazy(name, weight)
     Sequential(*_PASSES)(model)
+    if _drop_squeezed_and_unsqueezed(model.graph):
+        common.RemoveUnusedNodesPass()(model)
+
+
+def _drop_squeezed_and_unsqueezed(graph: ir.Graph) -> int:
+    """Unsqueeze(Squeeze(x, axes), axes) is x. Returns how many there were."""
+    found = 0
+    for node in graph:
+        squeeze = node.inputs[0].producer() if node.op_type == "Unsqueeze" else None
+        if squeeze is not None and squeeze.op_type == "Squeeze" and squeeze.inputs[1:] == node.inputs[1:]:
+            node.outputs[0].replace_all_uses_with(squeeze.inputs[0])
+            found += 1
+    return found
 
 
 def _lazy(name: str, weight: StreamedWeight) -> ir.LazyTensor:

@@ -14,12 +14,6 @@ NEW_TOKENS, PROMPT, VOCABULARY = 20, 10, 128
 LAYERS = 2
 
 
-@pytest.fixture(params=(gpt2, llama), ids=("gpt2", "llama"))
-def model(request):
-    torch.manual_seed(0)
-    return request.param().eval().requires_grad_(False)
-
-
 def prompt():
     return torch.randint(3, VOCABULARY, (2, PROMPT), generator=torch.Generator().manual_seed(1))
 
@@ -48,8 +42,18 @@ def generated_by_the_file(run, width, heads):
     return tokens
 
 
-@pytest.mark.parametrize("mode", ("runtime", "profile"))
-def test_greedy_tokens(model, mode, tmp_path):
+@pytest.mark.parametrize(
+    ("make", "mode"),
+    (
+        (gpt2, "profile"),
+        (llama, "runtime"),
+        pytest.param(gpt2, "runtime", marks=pytest.mark.slow),
+        pytest.param(llama, "profile", marks=pytest.mark.slow),
+    ),
+)
+def test_greedy_tokens(make, mode, tmp_path):
+    torch.manual_seed(0)
+    model = make().eval().requires_grad_(False)
     wrapped, example, shapes = with_past(model)
     options = {"outliers": "token", "outlier_weights": "dequantized", "threshold": 3.0}
     if mode == "profile":

@@ -38,7 +38,7 @@ def program(lm, batches):
         return torch.export.export(lm.model, (), batches[0], dynamic_shapes=dynamic)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=["profile", "runtime", pytest.param("none", marks=pytest.mark.slow)])
 def case(request, lm, batches, program, tmp_path_factory):
     """The name of the case, its options and its file."""
     options = dict(CASES[request.param])
