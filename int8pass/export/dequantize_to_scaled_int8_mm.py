@@ -18,20 +18,20 @@ from torch import fx
 from int8pass import ops
 from int8pass.export.streamed_program import StreamedProgram
 from int8pass.graph import insert, replace, value_of
-from int8pass.weight_expression import WeightExpression
+
+_Weight = tuple[fx.Node, fx.Node]  # codes int8[K, N], scale float32[N]
 
 
 def dequantize_to_scaled_int8_mm(program: StreamedProgram) -> int:
     """Rewrite every Linear. Returns how many there were."""
     found = [node for node in program.graph.nodes if node.target is ops.dequantize]
+    int8_linears: dict[fx.Node, _Weight] = {}
     for node in found:
-        sums, x_scale, _, outlier, bias, dtype = node.args
+        sums, x_scale, scale, outlier, bias, dtype = node.args
         x_codes, codes = sums.args
-        expression = program.weight_inputs[codes.name].expression
-        weight = program.weight_input(expression, "inputs_first")
-        scale = program.weight_input(expression, "scale")
-        columns = None if outlier is None else _outlier_part(program, node, outlier, expression)
-        linear = insert(node, ops.scaled_int8_mm, x_codes, x_scale, weight, scale, columns, bias, dtype)
+        weight = _inputs_first(program, codes, scale, int8_linears)
+        part = None if outlier is None else _outlier_part(program, node, outlier, codes, weight)
+        linear = insert(node, ops.scaled_int8_mm, x_codes, x_scale, *weight, part, bias, dtype)
         replace(node, linear)
     for node in program.graph.find_nodes(op="placeholder"):
         if node.name in program.weight_inputs and not node.users:
@@ -39,13 +39,27 @@ def dequantize_to_scaled_int8_mm(program: StreamedProgram) -> int:
     return len(found)
 
 
-def _outlier_part(program: StreamedProgram, node: fx.Node, outlier: fx.Node, expression: WeightExpression) -> fx.Node:
-    x, mask, *weight = outlier.args
-    if mask.target is ops.column_mask:
-        columns = tuple(mask.args[1])
-        original = value_of(weight[0]).dtype is not torch.int8
-        rows = program.quantized(expression).columns(columns, original)
-        constant = program.add_constant(f"{program.source(expression).name}_columns", rows)
-        return insert(node, ops.column_mm, x, columns, constant)
-    weight = program.weight_input(expression, "inputs_first")
-    return insert(node, ops.gathered_mm, x, mask, weight, program.weight_input(expression, "scale"))
+def _inputs_first(
+    program: StreamedProgram, codes: fx.Node, scale: fx.Node, int8_linears: dict[fx.Node, _Weight]
+) -> _Weight:
+    """The weight of a Linear; that of an Int8Linear is a buffer, of which a transposed copy is added once."""
+    if codes.name in program.weight_inputs:
+        expression = program.weight_inputs[codes.name].expression
+        return program.weight_input(expression, "inputs_first"), program.weight_input(expression, "scale")
+    if codes not in int8_linears:
+        first = program.add_constant(f"{codes.name}_inputs_first", program.tensors[codes.name].tensor.t().contiguous())
+        int8_linears[codes] = (first, scale)
+    return int8_linears[codes]
+
+
+def _outlier_part(
+    program: StreamedProgram, node: fx.Node, outlier: fx.Node, codes: fx.Node, weight: _Weight
+) -> fx.Node:
+    x, mask, columns_of, *_ = outlier.args
+    if mask.target is not ops.column_mask:
+        return insert(node, ops.gathered_mm, x, mask, *weight)
+    columns = tuple(mask.args[1])
+    expression = program.weight_inputs[codes.name].expression
+    rows = program.quantized(expression).columns(columns, original=value_of(columns_of).dtype is not torch.int8)
+    constant = program.add_constant(f"{program.source(expression).name}_columns", rows)
+    return insert(node, ops.column_mm, x, columns, constant)

@@ -12,7 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from int8pass import calibrate, convert, export_onnx, ops
+from int8pass import calibrate, convert, export_onnx, ops, quantize_
 from int8pass.errors import ConfigError
 from tests import reference
 from tests.export.files import LEVELS, OnnxModel, exported
@@ -192,3 +192,13 @@ def test_original_weights_are_refused_at_runtime(tmp_path):
     with pytest.raises(ConfigError, match="every float weight"):
         export_onnx(model, (x,), tmp_path / "model.onnx", options={"outlier_weights": "original"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_modules_that_hold_int8(tmp_path):
+    torch.manual_seed(0)
+    model, x = Stack(64, 40, True, torch.float32), activation((5, 64), torch.float32, 0)
+    model = quantize_(frozen(model))
+    path = exported(tmp_path / "model.onnx", model, x)
+    for optimize in LEVELS:
+        assert same(OnnxModel(path, optimize)(x)[0], model(x))
+    assert len([tensor for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 2]) == 3
