@@ -190,21 +190,26 @@ gathered_mm = _define(
 )
 
 
-# --- column_mm: x[:, columns] @ w in float32, for columns known beforehand; w: [J, N] floating
+# --- column_mm: x[:, columns] @ w + bias in float32, for columns known beforehand; w: [J, N] floating
 
 
-def _column_mm(x, columns, w):
-    features = x[..., list(columns)].float()
+def _column_mm(x, columns, w, bias=None):
+    features = x.reshape(-1, x.shape[-1])[:, list(columns)].float()
+    result = torch.zeros((features.shape[0], w.shape[1]), device=x.device)
     # in place is not autocast, so an enclosing autocast region cannot round the product
-    product = torch.zeros((features.numel() // max(1, len(columns)), w.shape[1]), device=x.device)
-    return product.addmm_(features.reshape(product.shape[0], -1), w.float()).reshape(*x.shape[:-1], w.shape[1])
+    result.addmm_(features, w.float())
+    if bias is not None:
+        result += bias.float()
+    return result.reshape(*x.shape[:-1], w.shape[1])
 
 
-def _column_mm_fake(x, columns, w):
+def _column_mm_fake(x, columns, w, bias=None):
     return x.new_empty((*x.shape[:-1], w.shape[1]), dtype=torch.float32)
 
 
-column_mm = _define("column_mm(Tensor x, int[] columns, Tensor w) -> Tensor", _column_mm_fake, _column_mm)
+column_mm = _define(
+    "column_mm(Tensor x, int[] columns, Tensor w, Tensor? bias=None) -> Tensor", _column_mm_fake, _column_mm
+)
 
 
 # --- straight_through: y unchanged; its gradient reaches x through the dequantized weight

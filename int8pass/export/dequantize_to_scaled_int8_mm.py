@@ -8,8 +8,8 @@ after:
     %gathered_mm : f32[4, 32] = int8pass.gathered_mm(%x, %outlier_mask, %weight_inputs_first, %weight_scale)
     %scaled_int8_mm : f32[4, 32] = int8pass.scaled_int8_mm(%quantize_per_token, %scale_per_token,
         %weight_inputs_first, %weight_scale, %gathered_mm, %bias, float32)
-and where the mask is a `column_mask`, of calibrated columns, in place of %gathered_mm:
-    %column_mm : f32[4, 32] = int8pass.column_mm(%x, [3, 7], %weight_columns)
+and where the mask is a `column_mask`, of calibrated columns, in place of %gathered_mm and %bias:
+    %column_mm : f32[4, 32] = int8pass.column_mm(%x, (3, 7), %weight_columns, %bias)
 """
 
 import torch
@@ -31,7 +31,8 @@ def dequantize_to_scaled_int8_mm(program: StreamedProgram) -> int:
         x_codes, codes = sums.args
         weight = _inputs_first(program, codes, scale, int8_linears)
         part = None if outlier is None else _outlier_part(program, node, outlier, codes, weight)
-        linear = insert(node, ops.scaled_int8_mm, x_codes, x_scale, *weight, part, bias, dtype)
+        rest = None if part is not None and part.target is ops.column_mm else bias
+        linear = insert(node, ops.scaled_int8_mm, x_codes, x_scale, *weight, part, rest, dtype)
         replace(node, linear)
     for node in program.graph.find_nodes(op="placeholder"):
         if node.name in program.weight_inputs and not node.users:
@@ -62,4 +63,4 @@ def _outlier_part(
     expression = program.weight_inputs[codes.name].expression
     rows = program.quantized(expression).columns(columns, original=value_of(columns_of).dtype is not torch.int8)
     constant = program.add_constant(f"{program.source(expression).name}_columns", rows)
-    return insert(node, ops.column_mm, x, columns, constant)
+    return insert(node, ops.column_mm, x, columns, constant, node.args[4])

@@ -27,12 +27,29 @@ def rewritten(**options):
 
 
 def calls(program):
-    return [line for line in graph_text(program.graph_module, program.labels).splitlines() if "int8pass." in line]
+    return [line for line in graph_text(program.graph, program.labels).splitlines() if "int8pass." in line]
 
 
 def test_columns_found_in_each_call():
     assert calls(rewritten(outlier_weights="dequantized")) == [
-        "%outlier_mask : bool[32] = int8pass.outlier_mask(%x, 6.0)",
+        "%outlier_mask : bool[32] = int8pass.outlier_mask(%input, 6.0, 'column')",
+        "%scale_per_token : f32[4] = int8pass.scale_per_token(%input, %outlier_mask)",
+        "%quantize_per_token : i8[4, 32] = int8pass.quantize_per_token(%input, %scale_per_token, %outlier_mask)",
+        "%gathered_mm : f32[4, 16] = int8pass.gathered_mm(%input, %outlier_mask, %p_weight_inputs_first, "
+        "%p_weight_scale)",
+        "%scaled_int8_mm : f32[4, 16] = int8pass.scaled_int8_mm(%quantize_per_token, %scale_per_token, "
+        "%p_weight_inputs_first, %p_weight_scale, %gathered_mm, %p_bias, float32)",
+    ]
+
+
+def test_calibrated_columns():
+    assert calls(rewritten(profiled=True)) == [
+        "%column_mask : bool[32] = int8pass.column_mask(%input, (3, 7))",
+        "%scale_per_token : f32[4] = int8pass.scale_per_token(%input, %column_mask)",
+        "%quantize_per_token : i8[4, 32] = int8pass.quantize_per_token(%input, %scale_per_token, %column_mask)",
+        "%column_mm : f32[4, 16] = int8pass.column_mm(%input, (3, 7), %p_weight_columns, %p_bias)",
+        "%scaled_int8_mm : f32[4, 16] = int8pass.scaled_int8_mm(%quantize_per_token, %scale_per_token, "
+        "%p_weight_inputs_first, %p_weight_scale, %column_mm, None, float32)",
     ]
 
 

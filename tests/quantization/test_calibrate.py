@@ -9,7 +9,7 @@ from torch import nn
 from int8pass import Profile, calibrate, convert
 from int8pass.errors import CaptureError, ConfigError, OutputError, ProfileError
 from tests import reference
-from tests.linear_models import IN, Mlp, activation, bounded, exported, frozen, op_counts
+from tests.linear_models import IN, Mlp, activation, bounded, exported, frozen, op_counts, reloaded
 
 
 @pytest.fixture
@@ -142,3 +142,9 @@ def test_refusals(model, tmp_path):
         convert(model, (with_columns(3),), options={"profile": profile, "outliers": "token"})
     with pytest.raises(ConfigError, match="profile must be"):
         convert(model, (with_columns(3),), options={"profile": 3})
+
+
+def test_a_converted_program_with_a_profile_is_saved_and_loaded(model):
+    x = with_columns(3)
+    program = convert(exported(model, x), options={"profile": calibrate(model, [x], progress=False)})
+    assert torch.equal(reloaded(program).module()(x), program.module()(x))
