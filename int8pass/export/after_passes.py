@@ -22,9 +22,16 @@ def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
     for name, weight in weights.items():
         if name in model.graph.initializers:
             model.graph.initializers[name].const_value = _lazy(name, weight)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = value.shape and ir.Shape(map(_known_size, value.shape))
     Sequential(*_PASSES)(model)
     if _drop_squeezed_and_unsqueezed(model.graph):
         common.RemoveUnusedNodesPass()(model)
+
+
+def _known_size(size: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+    """A symbol that torch.export found to be a number is that number."""
+    return int(size.value) if isinstance(size, ir.SymbolicDim) and (size.value or "").isdigit() else size
 
 
 def _drop_squeezed_and_unsqueezed(graph: ir.Graph) -> int:

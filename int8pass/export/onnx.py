@@ -132,7 +132,7 @@ def _onnx_model(converted: ExportedProgram, program: StreamedProgram, target: Ta
                 optimize=True,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"torch.onnx could not write this model: {_first_lines(error)}") from error
+            raise ExportError(f"torch.onnx could not write this model: {_root_cause(error)}") from error
     names = converted.graph_signature.inputs_to_buffers
     weights = {
         names[node]: program.quantized(wanted.expression)
@@ -143,11 +143,13 @@ def _onnx_model(converted: ExportedProgram, program: StreamedProgram, target: Ta
     return written.model
 
 
-def _first_lines(error: BaseException) -> str:
-    causes = [str(error)]
-    while (error := error.__cause__) is not None:
-        causes.append(f"{type(error).__name__}: {error}")
-    return "\n".join(cause.strip().partition("\n\n")[0] for cause in causes)
+def _root_cause(error: BaseException) -> str:
+    """The innermost two causes: what failed, and at which node. torch.onnx's own text advises its developers."""
+    causes = []
+    while error is not None:
+        causes.append(f"{type(error).__name__}: {error}".strip().partition("\n\n")[0])
+        error = error.__cause__
+    return "; ".join(causes[1:][-2:] or causes)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,8 @@ def translations(target: Target) -> dict[OpOverload, Callable]:
         )  # any, not max: a NaN must not hide an outlier
 
     def column_mask(x: ir.Value, columns: Sequence[int]) -> ir.Value:
-        mask = np.zeros(int(x.shape[-1]), dtype=bool)
+        features = x.shape[-1]  # an int, or a symbol that torch.export found to be one: "32"
+        mask = np.zeros(features if isinstance(features, int) else int(features.value), dtype=bool)
         mask[list(columns)] = True
         return _constant(mask)
 
