@@ -45,10 +45,10 @@ def generated_by_the_file(run, width, heads):
 @pytest.mark.parametrize(
     ("make", "mode"),
     (
-        (gpt2, "profile"),
-        (llama, "runtime"),
-        pytest.param(gpt2, "runtime", marks=pytest.mark.slow),
-        pytest.param(llama, "profile", marks=pytest.mark.slow),
+        (gpt2, "runtime"),
+        (llama, "profile"),
+        pytest.param(gpt2, "profile", marks=pytest.mark.slow),
+        pytest.param(llama, "runtime", marks=pytest.mark.slow),
     ),
 )
 def test_greedy_tokens(make, mode, tmp_path):
