@@ -1,4 +1,4 @@
-"""The command line: `int8pass report MODEL` and `int8pass bench ...`; the other verbs are in inspection.commands."""
+"""The command line: `int8pass report MODEL`; the other verbs are in the commands.py of inspection, export and bench."""
 
 import importlib.metadata
 import sys
@@ -11,20 +11,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from int8pass.bench.commands import bench
-from int8pass.errors import ConfigError, Int8PassError
-from int8pass.files import write_text
-from int8pass.inspection.commands import STAGES, debug, diff, dump
-from int8pass.inspection.options import (
+from int8pass.arguments import (
     Model,
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
     SkipModules,
     Threshold,
-    config_from,
-    explain_model,
+    config_of,
 )
+from int8pass.bench.commands import bench
+from int8pass.errors import ConfigError, Int8PassError
+from int8pass.export.commands import calibrate, export
+from int8pass.files import write_text
+from int8pass.inspection.commands import STAGES, debug, diff, dump
+from int8pass.inspection.loading import explain_model
 from int8pass.inspection.report import Report, Row
 
 __all__ = ["STAGES", "app", "main"]
@@ -36,12 +37,15 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # an unexpected error shows Python's own traceback
-    help="LLM.int8() as a compiler pass: what it does to a model, as a report or as the graphs, and how fast that is.",
+    help="LLM.int8() as a compiler pass: what it does to a model, as a report, as graphs or as a file, and how fast "
+    "that is.",
 )
 app.add_typer(bench, name="bench")
 app.command()(dump)
 app.command()(diff)
 app.command()(debug)
+app.add_typer(export, name="export")
+app.command()(calibrate)
 
 
 def _print_version(shown: bool) -> None:
@@ -82,7 +86,7 @@ def report(
         raise ConfigError(f"--json {json}: not a file; '--json -' writes to the output")
     if html is not None and html.is_dir():
         raise ConfigError(f"--html {html}: a folder; name the file to write")
-    config = config_from(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
+    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
     result = explain_model(model, config, timings)
     if html is not None:
         result.to_html(html, title=f"int8pass report of {Path(model).name}")

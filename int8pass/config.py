@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from int8pass.errors import ConfigError
+from int8pass.quantization.profile import Profile
 
 _CHOICES = {
     "outliers": ("column", "token"),
@@ -27,6 +28,8 @@ class Int8MixedConfig:
     outliers: "column" takes a feature as outlier for the whole call (the paper), "token" for each row on its own.
     outlier_weights: what the outlier branch multiplies with: "original" 16/32-bit columns, or columns "dequantized"
         from int8. None resolves to "original", and with free_weights to "dequantized".
+    profile: a Profile of `int8pass.calibrate`, or the path of one: the outlier columns of each Linear are those that it
+        names, whatever x holds. Checked against the model: ProfileError names the first layer that differs.
     skip_modules: names relative to the compiled module; a dotted name means it and all below it, `*` makes a glob,
         `re:` a regular expression matched from the start of the name.
     skip_modules_default: also skip `lm_head` and every weight tied to an embedding.
@@ -41,6 +44,7 @@ class Int8MixedConfig:
     threshold: float = 6.0
     outliers: str = "column"
     outlier_weights: str | None = None
+    profile: Profile | None = None
     skip_modules: tuple[str, ...] = ()
     skip_modules_default: bool = True
     free_weights: bool = False
@@ -83,6 +87,7 @@ class Int8MixedConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         self._check_skip_modules()
+        self._check_profile()
         if not isinstance(self.inductor, Mapping):
             raise ConfigError(f"inductor must be a mapping of Inductor's options, not {self.inductor!r}")
         if self.dump_dir is not None:
@@ -109,6 +114,14 @@ class Int8MixedConfig:
             except re.error as error:
                 raise ConfigError(f"skip_modules: {name!r} is not a regular expression: {error}") from error
         object.__setattr__(self, "skip_modules", names)
+
+    def _check_profile(self) -> None:
+        if isinstance(self.profile, str | os.PathLike):
+            object.__setattr__(self, "profile", Profile.load(self.profile))
+        if not isinstance(self.profile, Profile | None):
+            raise ConfigError(f"profile must be a Profile or the path of one, not {type(self.profile).__name__}")
+        if self.profile is not None and self.outliers == "token":
+            raise ConfigError("a profile names whole columns: it goes with outliers='column', not with 'token'")
 
     def _check_threshold(self) -> None:
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float) or not self.threshold >= 0:

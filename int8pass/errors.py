@@ -39,3 +39,15 @@ class ModelError(Int8PassError, ValueError):
 
 class ReportFileError(Int8PassError, ValueError):
     """A file or folder that is to be compared is no report, or no dump."""
+
+
+class ProfileError(Int8PassError, ValueError):
+    """A calibration profile cannot be read, or is that of another model; the message names the layer that differs."""
+
+
+class ExportError(Int8PassError, RuntimeError):
+    """A model could not be turned into a file; the message says why and what to do."""
+
+
+class OutputError(Int8PassError, OSError):
+    """A file could not be written where it was asked for: no such folder, no permission, no space."""

@@ -43,6 +43,9 @@ def exported_from_program(program: Program, original: ExportedProgram) -> Export
     for name in program.weight_inputs:
         specs[name], tensor = _buffer(program, name, state)
         state[specs[name].target] = tensor
+    for name, tensor in program.constants.items():
+        specs[name] = InputSpec(InputKind.BUFFER, TensorArgument(name), name, persistent=True)
+        state[name] = tensor
     inputs = [specs[node.name] for node in program.graph.find_nodes(op="placeholder")]
     signature = ExportGraphSignature(inputs, _output_specs(program.graph, original))
     program.graph_module.recompile()
@@ -64,7 +67,7 @@ def _move_added_inputs(program: Program, specs: dict[str, InputSpec]) -> None:
     placeholders = program.graph.find_nodes(op="placeholder")
     anchor = next((node for node in placeholders if node.name in specs and not _is_weight(specs[node.name])), None)
     for node in placeholders:
-        if anchor is not None and node.name in program.weight_inputs:
+        if anchor is not None and (node.name in program.weight_inputs or node.name in program.constants):
             anchor.prepend(node)
 
 

@@ -1,8 +1,13 @@
 """Files are written whole, then renamed: a reader never sees half of one, and a failure leaves the old one."""
 
+import contextlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from int8pass.errors import OutputError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -17,6 +22,42 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def require_writable(path: Path) -> None:
+    """Raise OutputError, before any work is done, where a file could not be written to `path`."""
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {str(path)!r}: there is no folder {str(folder)!r}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write a file and its companions to; they move into place once the block succeeds.
+
+    Companions move before the file of `path`'s own name, which refers to them. Raises OutputError for what the system
+    refuses, such as a full disk; nothing is left behind then.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    try:
+        yield folder
+        for file in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
+            os.chmod(file, 0o666 & ~_umask())
+            os.replace(file, path.parent / file.name)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -51,8 +51,8 @@ def load_model(spec: str) -> LoadedModel:
         return _from_folder(path)
     if path.suffix == ".pt2":
         return _from_program_file(path)
-    if re.fullmatch(r"[\w.]+:[\w.]+", spec):
-        return _from_factory(*spec.split(":"))
+    if _is_function_spec(spec):
+        return _from_factory(spec)
     raise ModelError(f"{spec!r} is no folder, no .pt2 file and no MODULE:FACTORY\n{FORMS}")
 
 
@@ -65,9 +65,20 @@ def _for_inference(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> 
 # --- MODULE:FACTORY
 
 
-def _from_factory(module_name: str, factory_name: str) -> LoadedModel:
-    spec = f"{module_name}:{factory_name}"
-    factory = _find_factory(_import(module_name), factory_name)
+def python_function(spec: str) -> Callable:
+    """The function that MODULE:FUNCTION names; MODULE is imported. Raises ModelError."""
+    if not _is_function_spec(spec):
+        raise ModelError(f"{spec!r} is not of the form MODULE:FUNCTION")
+    module_name, name = spec.split(":")
+    return _find_factory(_import(module_name), name)
+
+
+def _is_function_spec(spec: str) -> bool:
+    return re.fullmatch(r"[\w.]+:[\w.]+", spec) is not None
+
+
+def _from_factory(spec: str) -> LoadedModel:
+    factory = python_function(spec)
     with torch.no_grad():
         result = factory()
     match result:

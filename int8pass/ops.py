@@ -57,6 +57,22 @@ outlier_mask = _define(
 DECOMPOSITIONS[outlier_mask] = _outlier_mask
 
 
+# --- column_mask: the features of a calibrated profile, as bool[K]
+
+
+def _column_mask(x, columns):
+    mask = torch.zeros(x.shape[-1], dtype=torch.bool, device=x.device)
+    mask[list(columns)] = True
+    return mask
+
+
+def _column_mask_fake(x, columns):
+    return x.new_empty(x.shape[-1:], dtype=torch.bool)
+
+
+column_mask = _define("column_mask(Tensor x, int[] columns) -> Tensor", _column_mask_fake, _column_mask)
+
+
 # --- scale_per_token: max |x| / 127 of each row, outliers left out
 
 
@@ -137,6 +153,63 @@ dequantize = _define(
     _dequantize,
 )
 DECOMPOSITIONS[dequantize] = _dequantize
+
+
+# --- scaled_int8_mm: int8_mm and dequantize in one, as files hold it; w_q: int8[K, N], inputs first
+
+
+def _scaled_int8_mm(x_q, x_scale, w_q, w_scale, outlier, bias, dtype):
+    return _dequantize(_int8_mm(x_q, w_q.t()), x_scale, w_scale, outlier, bias, dtype)
+
+
+def _scaled_int8_mm_fake(x_q, x_scale, w_q, w_scale, outlier, bias, dtype):
+    return x_q.new_empty((*x_q.shape[:-1], w_q.shape[1]), dtype=dtype)
+
+
+scaled_int8_mm = _define(
+    "scaled_int8_mm(Tensor x_q, Tensor x_scale, Tensor w_q, Tensor w_scale, Tensor? outlier, Tensor? bias, "
+    "ScalarType dtype) -> Tensor",
+    _scaled_int8_mm_fake,
+    _scaled_int8_mm,
+)
+
+
+# --- gathered_mm: outlier_mm over a weight that lies inputs first; w_q: int8[K, N]
+
+
+def _gathered_mm(x, mask, w_q, w_scale):
+    return _outlier_mm(x, mask, w_q.t(), w_scale)
+
+
+def _gathered_mm_fake(x, mask, w_q, w_scale):
+    return x.new_empty((*x.shape[:-1], w_q.shape[1]), dtype=torch.float32)
+
+
+gathered_mm = _define(
+    "gathered_mm(Tensor x, Tensor mask, Tensor w_q, Tensor w_scale) -> Tensor", _gathered_mm_fake, _gathered_mm
+)
+
+
+# --- column_mm: x[:, columns] @ w + bias in float32, for columns known beforehand; w: [J, N] floating
+
+
+def _column_mm(x, columns, w, bias=None):
+    features = x.reshape(-1, x.shape[-1])[:, list(columns)].float()
+    result = torch.zeros((features.shape[0], w.shape[1]), device=x.device)
+    # in place is not autocast, so an enclosing autocast region cannot round the product
+    result.addmm_(features, w.float())
+    if bias is not None:
+        result += bias.float()
+    return result.reshape(*x.shape[:-1], w.shape[1])
+
+
+def _column_mm_fake(x, columns, w, bias=None):
+    return x.new_empty((*x.shape[:-1], w.shape[1]), dtype=torch.float32)
+
+
+column_mm = _define(
+    "column_mm(Tensor x, int[] columns, Tensor w, Tensor? bias=None) -> Tensor", _column_mm_fake, _column_mm
+)
 
 
 # --- straight_through: y unchanged; its gradient reaches x through the dequantized weight

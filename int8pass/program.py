@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from int8pass.config import Int8MixedConfig
@@ -83,6 +84,7 @@ class Program:
     weight_inputs: graph inputs that the pass added.
     linear_roots: the inputs that decisions were about.
     input_names: the graph's inputs as they were captured.
+    constants: graph inputs that a pass added with tensors of their own.
     """
 
     graph_module: fx.GraphModule
@@ -96,6 +98,7 @@ class Program:
     weight_inputs: dict[str, WeightInput] = field(default_factory=dict)
     linear_roots: set[str] = field(default_factory=set)
     input_names: tuple[str, ...] = ()
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._inputs = {node.name: node for node in self.graph.find_nodes(op="placeholder")}
@@ -120,6 +123,7 @@ class Program:
             source = self.tensors[wanted.expression.root].name
             what = "outlier columns" if wanted.field == "column_cache" else f"int8 {wanted.field}"
             labels[name] = f"{what} of '{source}'{wanted.expression.key}"
+        labels.update(dict.fromkeys(self.constants, "constant"))
         return labels
 
     @property
@@ -138,6 +142,22 @@ class Program:
         """The int8 form of a weight, quantized on first use. Raises WeightError, FreedWeightError."""
         tensor = self.tensors[expression.root].tensor
         return WEIGHTS.get(tensor, expression.key, expression.evaluate).quantized
+
+    def profiled_columns(self, expression: WeightExpression, node: fx.Node) -> tuple[int, ...] | None:
+        """The outlier columns that the profile names for a Linear; None without a profile. Raises ProfileError."""
+        if self.config.profile is None:
+            return None
+        source = self.tensors[expression.root]
+        shape = tuple(int(size) for size in value_of(node.args[1]).shape)
+        return self.config.profile.columns(source.name, shape, source.tensor)
+
+    def add_constant(self, name: str, tensor: Tensor) -> fx.Node:
+        """A graph input that holds a tensor of its own, for programs that become files."""
+        node = self._new_input(name)
+        with self._fake_mode:
+            node.meta["val"] = torch.empty_like(tensor, device=tensor.device)
+        self.constants[node.name] = tensor
+        return node
 
     def weight_input(self, expression: WeightExpression, part: str) -> fx.Node:
         """The graph input that holds one field of a quantized weight, added at first need."""

@@ -181,14 +181,14 @@ def inductor_compile(graph_module: fx.GraphModule, example_inputs: list, patches
 
 
 @contextlib.contextmanager
-def compiled_apart(model: Callable, backend: Callable) -> Iterator[Callable]:
-    """A model compiled for static shapes, not counted against the recompile limit of its other compilations.
+def compiled_apart(model: Callable, backend: Callable, dynamic: bool | None = None) -> Iterator[Callable]:
+    """A compiled model that does not count against the recompile limit of its other compilations.
 
     Why private: up to PyTorch 2.12 nothing public raises the limit for one call; `reset` then drops what was compiled.
     """
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
-        yield torch.compile(model, backend=backend, dynamic=False, isolate_recompiles=True)
+        yield torch.compile(model, backend=backend, dynamic=dynamic, isolate_recompiles=True)
         return
     with torch._dynamo.config.patch(recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize):
-        yield torch.compile(model, backend=backend, dynamic=False)
+        yield torch.compile(model, backend=backend, dynamic=dynamic)
     torch.compiler.reset()

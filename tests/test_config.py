@@ -19,6 +19,7 @@ DEFAULTS = dict(
     threshold=6.0,
     outliers="column",
     outlier_weights=None,
+    profile=None,
     skip_modules=(),
     skip_modules_default=True,
     free_weights=False,

@@ -74,6 +74,14 @@ def test_benchmark_runs_the_command(tmp_path):
     assert (tmp_path / "benchmark" / "linear-float32.json").exists()
 
 
+def test_export_onnx_prints_a_table_of_files():
+    result = run_python("examples/export_onnx.py", "--quick")
+    assert result.returncode == 0, result.stderr
+    errors = {row[0].strip(): float(row[1]) for row in re.findall(r"^ *(\S.*?)  +(\d\.\de-\d\d) ", result.stdout, re.M)}
+    assert 0 < errors["int8pass, profile"] < errors["int8pass, runtime"] < errors["int8pass, threshold 0"]
+    assert errors["quantize_dynamic"] > 5 * errors["int8pass, profile"]
+
+
 class TinyEmbedder(nn.Module):
     def __init__(self):
         super().__init__()

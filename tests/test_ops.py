@@ -215,3 +215,34 @@ def test_opcheck_of_strided_inputs(dtype, outliers):
         (ops.straight_through, (torch.randn(N, 4, 3).permute(2, 1, 0), x, codes((N, K)), torch.rand(N))),
     ):
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@dtypes
+@pytest.mark.parametrize("columns", ((), (2,), (0, 2, 7)), ids=str)
+@pytest.mark.parametrize("shape", ((8,), (5, 8), (2, 3, 8), (0, 8)), ids=str)
+def test_ops_of_files_are_those_of_the_graph(shape, dtype, columns):
+    x, w = activation(shape, dtype), weight(dtype)
+    w_q, w_scale, bias = codes((N, K)), torch.rand(N), torch.randn(N).to(dtype)
+    mask = ops.column_mask(x, columns)
+    assert mask.nonzero().flatten().tolist() == list(columns)
+    scale = ops.scale_per_token(x, mask)
+    x_codes = ops.quantize_per_token(x, scale, mask)
+    outlier = ops.outlier_mm(x, mask, w)
+    torch.testing.assert_close(ops.column_mm(x, columns, w[:, list(columns)].t()), outlier, rtol=1e-6, atol=1e-6)
+    with_bias = ops.column_mm(x, columns, w[:, list(columns)].t(), bias)
+    torch.testing.assert_close(with_bias, outlier + bias.float(), rtol=1e-6, atol=1e-6)
+    first = w_q.t().contiguous()
+    assert torch.equal(ops.gathered_mm(x, mask, first, w_scale), ops.outlier_mm(x, mask, w_q, w_scale))
+    expected = ops.dequantize(ops.int8_mm(x_codes, w_q), scale, w_scale, outlier, bias, dtype)
+    assert torch.equal(ops.scaled_int8_mm(x_codes, scale, first, w_scale, outlier, bias, dtype), expected)
+
+
+def test_opcheck_of_the_ops_of_files():
+    x, w_q = activation((5, 8), torch.float16), codes((K, N))
+    mask = ops.column_mask(x, (2, 3))
+    scale = ops.scale_per_token(x, mask)
+    x_codes = ops.quantize_per_token(x, scale, mask)
+    torch.library.opcheck(ops.column_mask, (x, (2, 3)))
+    torch.library.opcheck(ops.column_mm, (x, (2, 3), torch.randn(2, N), torch.randn(N)))
+    torch.library.opcheck(ops.gathered_mm, (x, mask, w_q, torch.rand(N)))
+    torch.library.opcheck(ops.scaled_int8_mm, (x_codes, scale, w_q, torch.rand(N), None, None, torch.float16))

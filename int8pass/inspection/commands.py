@@ -10,21 +10,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from int8pass import pipeline
-from int8pass.errors import ConfigError
-from int8pass.files import write_text
-from int8pass.inspection.debug import diagnose
-from int8pass.inspection.diff import REPORT_FILE, TOLERANCE_DB, compare, graph_differences
-from int8pass.inspection.dump import FORMATS, rendered, write_stages
-from int8pass.inspection.options import (
+from int8pass.arguments import (
     Model,
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
     SkipModules,
     Threshold,
-    config_from,
-    explain_model,
+    config_of,
 )
+from int8pass.errors import ConfigError
+from int8pass.files import write_text
+from int8pass.inspection.debug import diagnose
+from int8pass.inspection.diff import REPORT_FILE, TOLERANCE_DB, compare, graph_differences
+from int8pass.inspection.dump import FORMATS, rendered, write_stages
+from int8pass.inspection.loading import explain_model
 from int8pass.inspection.stages import Stage
 from int8pass.models import load_model
 
@@ -60,7 +60,7 @@ def dump(
         raise ConfigError(f"there is no stage {stage!r}; the stages are: {', '.join(STAGES)}")
     if form not in FORMATS:
         raise ConfigError(f"there is no format {form!r}; the formats are: {', '.join(FORMATS)}")
-    config = config_from(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
+    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
     report = explain_model(model, config)
     if not report.stages:
         typer.echo("the model ran no graph", err=True)
@@ -130,7 +130,7 @@ def debug(
     no_skip_modules_default: NoSkipModulesDefault = False,
 ) -> None:
     """Find the layer where MODEL in int8 leaves its float results, and what would repair that."""
-    config = config_from(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
+    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
     console = Console(stderr=True)
     with console.status(f"loading {escape(model)}") as status:
         loaded = load_model(model)

@@ -35,8 +35,8 @@ class FloatGraph:
         self.dump = Dump.for_config(program.config.dump_dir) or Dump(None)
         pipeline.run(program, self.dump, pipeline.FLOAT_PASSES)
         self.linears = {node.name: expression for node, expression in program.linears.items()}
-        self.weights = _weights(program)
-        self._float = fx.GraphModule(program.graph_module, _copied(program.graph))
+        self.weights = linear_weights(program)
+        self._float = fx.GraphModule(program.graph_module, copied(program.graph))
         pipeline.run(program, self.dump, pipeline.PASSES[len(pipeline.FLOAT_PASSES) :])
 
     @property
@@ -141,7 +141,7 @@ def float_runs(
     """
     runs, config = FloatRuns(), _without_free(config)
     if isinstance(model_or_program, ExportedProgram):
-        inputs = _flat_inputs(model_or_program, *_example_inputs(model_or_program, args, kwargs))
+        inputs = flat_inputs(model_or_program, *_example_inputs(model_or_program, args, kwargs))
         run = runs._add(program_from_exported(model_or_program, config))
         runs._start = lambda: run(*inputs)
         yield runs
@@ -153,19 +153,19 @@ def float_runs(
     def backend(graph_module: fx.GraphModule, example_inputs: list) -> Callable:
         return runs._add(program_from_dynamo(graph_module, example_inputs, config, names))
 
-    with torch_private.compiled_apart(model_or_program, backend) as compiled:
+    with torch_private.compiled_apart(model_or_program, backend, dynamic=False) as compiled:
         runs._start = functools.partial(compiled, *(args or ()), **(kwargs or {}))
         yield runs
 
 
-def _weights(program: Program) -> dict[str, WeightExpression]:
+def linear_weights(program: Program) -> dict[str, WeightExpression]:
     """By node name, what each canonical Linear reads its weight through."""
     linears = (node for node in program.graph.nodes if is_canonical_linear(node))
     found = {node.name: program.expression(node.args[1]) for node in linears}
     return {name: expression for name, expression in found.items() if expression is not None}
 
 
-def _copied(graph: fx.Graph) -> fx.Graph:
+def copied(graph: fx.Graph) -> fx.Graph:
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, {}))
     return copy
@@ -179,7 +179,7 @@ def _example_inputs(exported: ExportedProgram, args: Any, kwargs: Any) -> tuple[
     return tuple(args or ()), dict(kwargs or {})
 
 
-def _flat_inputs(exported: ExportedProgram, args: tuple, kwargs: dict) -> list:
+def flat_inputs(exported: ExportedProgram, args: tuple, kwargs: dict) -> list:
     """Weights, constants and user inputs in the order of the graph's placeholders."""
     user = iter(torch_private.tree_leaves((args, kwargs)))
     stored = {**exported.state_dict, **exported.constants}

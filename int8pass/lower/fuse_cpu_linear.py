@@ -70,8 +70,11 @@ def _match(program: Program, node: fx.Node) -> Match | None:
         return None
     if value_of(codes).shape[1] > fused.LARGEST_K or quantize.target is not ops.quantize_per_token:
         return None
+    mask = quantize.args[2]
+    if mask is not None and mask.target is not ops.outlier_mask:  # profiled columns: the kernel looks for its own
+        return None
     weight = outlier.args[2] if outlier is not None and outlier.args[2] is not codes else None
-    return Match(node, quantize, codes, quantize.args[2], weight)
+    return Match(node, quantize, codes, mask, weight)
 
 
 def _quantize(match: Match) -> tuple[fx.Node, ...]:

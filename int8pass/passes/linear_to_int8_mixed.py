@@ -10,8 +10,10 @@ after:
     %outlier_mm : f32[4, 32] = int8pass.outlier_mm(%x, %outlier_mask, %w)
     %dequantize : f32[4, 32] = int8pass.dequantize(%int8_mm, %scale_per_token, %w_scale, %outlier_mm, %bias, float32)
 
-Where a gradient is wanted the ops read %x.detach(), and `int8pass.straight_through` carries the gradient of x around
-them, through the dequantized weight; the bias is added by plain operations, which autograd knows.
+With a calibrated profile the mask is a constant, `int8pass.column_mask(%x, (3, 7))`, and a Linear without outlier
+columns has no outlier branch. Where a gradient is wanted the ops read %x.detach(), and `int8pass.straight_through`
+carries the gradient of x around them, through the dequantized weight; the bias is added by plain operations, which
+autograd knows.
 """
 
 import functools
@@ -33,19 +35,22 @@ def linear_to_int8_mixed(program: Program) -> int:
     while program.linears:
         node, expression = next(iter(program.linears.items()))
         del program.linears[node]
+        columns = program.profiled_columns(expression, node)
         try:
             program.quantized(expression)
         except WeightError as error:
             program.skip(node, str(error), expression)
             continue
         program.rewrote(node, expression)
-        replace(node, _int8_mixed(program, node, expression))
+        replace(node, _int8_mixed(program, node, expression, columns))
         _free_if_unused(program, expression)
         count += 1
     return count
 
 
-def _int8_mixed(program: Program, node: fx.Node, expression: WeightExpression) -> fx.Node:
+def _int8_mixed(
+    program: Program, node: fx.Node, expression: WeightExpression, columns: tuple[int, ...] | None
+) -> fx.Node:
     config = program.config
     x, weight, bias = (*node.args, None)[:3]
     return int8_mixed_linear(
@@ -59,6 +64,7 @@ def _int8_mixed(program: Program, node: fx.Node, expression: WeightExpression) -
         dtype=value_of(node).dtype,
         weight=weight if config.keeps_original_weights else None,
         differentiable=value_of(node).requires_grad,
+        columns=columns,
     )
 
 

@@ -14,7 +14,9 @@ from int8pass import ops
 from int8pass.graph import is_mutation
 from int8pass.program import Program
 
-_SHARED = frozenset({torch.ops.aten.detach.default, ops.outlier_mask, ops.scale_per_token, ops.quantize_per_token})
+_SHARED = frozenset(
+    {torch.ops.aten.detach.default, ops.outlier_mask, ops.column_mask, ops.scale_per_token, ops.quantize_per_token}
+)
 
 
 def share_activation_quantize(program: Program) -> int:

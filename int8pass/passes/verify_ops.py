@@ -31,11 +31,15 @@ class Signature:
 
 TABLE: dict[OpOverload, Signature] = {
     ops.outlier_mask: Signature((FLOATS,), BOOL, rank=None),
+    ops.column_mask: Signature((FLOATS,), BOOL, rank=None),
     ops.scale_per_token: Signature((FLOATS, BOOL), FLOAT32, rank=-1),
     ops.quantize_per_token: Signature((FLOATS, FLOAT32, BOOL), INT8),
     ops.int8_mm: Signature((INT8, INT8), INT32),
     ops.outlier_mm: Signature((FLOATS, BOOL, (*FLOATS, torch.int8), FLOAT32), FLOAT32),
     ops.dequantize: Signature((INT32, FLOAT32, FLOAT32, FLOAT32, FLOATS), FLOATS),
+    ops.scaled_int8_mm: Signature((INT8, FLOAT32, INT8, FLOAT32, FLOAT32, FLOATS), FLOATS),
+    ops.gathered_mm: Signature((FLOATS, BOOL, INT8, FLOAT32), FLOAT32),
+    ops.column_mm: Signature((FLOATS, FLOATS, FLOATS), FLOAT32),
     ops.straight_through: Signature((FLOAT32, FLOATS, INT8, FLOAT32), FLOAT32),
     fused.cpu_quantize: Signature((FLOATS,), rank=None, results=(UINT8, FLOAT32, BOOL)),
     fused.cpu_linear: Signature((FLOATS, UINT8, FLOAT32, BOOL, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),

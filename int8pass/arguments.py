@@ -1,15 +1,11 @@
-"""Options that the commands share, and what they all start with: a config, and a model that is run once."""
+"""Arguments and options that commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from int8pass.config import Int8MixedConfig
-from int8pass.inspection.explain import explain
-from int8pass.inspection.report import Report
-from int8pass.models import load_model
 
 Model = Annotated[
     str,
@@ -47,27 +43,22 @@ NoSkipModulesDefault = Annotated[
 ]
 
 
-def config_from(
+def config_of(
     threshold: float,
     outliers: str,
     outlier_weights: str | None,
     skip_modules: list[str] | None,
     no_skip_modules_default: bool,
+    dump_dir: str | None = None,
+    profile: Path | None = None,
 ) -> Int8MixedConfig:
-    """The config that the options of a command ask for. Raises ConfigError."""
+    """The options that these arguments give. Raises ConfigError, ProfileError."""
     return Int8MixedConfig(
         threshold=threshold,
         outliers=outliers,
         outlier_weights=outlier_weights,
         skip_modules=tuple(skip_modules or ()),
         skip_modules_default=not no_skip_modules_default,
+        dump_dir=dump_dir,
+        profile=profile,
     )
-
-
-def explain_model(spec: str, config: Int8MixedConfig, timings: bool = False) -> Report:
-    """Load a MODEL and explain it, saying on a terminal what is going on. Raises ModelError, CaptureError."""
-    console = Console(stderr=True)
-    with console.status(f"loading {escape(spec)}"):
-        loaded = load_model(spec)
-    with console.status("running the model in float, with each Linear's int8 form beside it"):
-        return explain(loaded.model, loaded.args, loaded.kwargs, options=config, timings=timings)

@@ -1,0 +1,55 @@
+"""After torch.onnx: equal nodes stand once, and int8 weights are made while they are written."""
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+from onnx_ir.passes import Sequential, common
+
+from int8pass.export.streamed_program import StreamedWeight
+
+_PASSES = (
+    common.ClearMetadataAndDocStringPass(),  # stack traces, with the folders of the machine that wrote the file
+    common.LiftConstantsToInitializersPass(lift_all_constants=True),
+    common.DeduplicateInitializersPass(size_limit=1024),
+    common.CommonSubexpressionEliminationPass(),
+    common.IdentityEliminationPass(),
+    common.RemoveUnusedNodesPass(),
+)
+
+
+def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
+    """Simplify the model in place, and bind its int8 weights, by the names of their initializers."""
+    for name, weight in weights.items():
+        if name in model.graph.initializers:
+            model.graph.initializers[name].const_value = _lazy(name, weight)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = value.shape and ir.Shape(map(_known_size, value.shape))
+    Sequential(*_PASSES)(model)
+    if _drop_squeezed_and_unsqueezed(model.graph):
+        common.RemoveUnusedNodesPass()(model)
+
+
+def _known_size(size: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+    """A symbol that torch.export found to be a number is that number."""
+    return int(size.value) if isinstance(size, ir.SymbolicDim) and (size.value or "").isdigit() else size
+
+
+def _drop_squeezed_and_unsqueezed(graph: ir.Graph) -> int:
+    """Unsqueeze(Squeeze(x, axes), axes) is x. Returns how many there were."""
+    found = 0
+    for node in graph:
+        squeeze = node.inputs[0].producer() if node.op_type == "Unsqueeze" else None
+        if squeeze is not None and squeeze.op_type == "Squeeze" and squeeze.inputs[1:] == node.inputs[1:]:
+            node.outputs[0].replace_all_uses_with(squeeze.inputs[0])
+            found += 1
+    return found
+
+
+def _lazy(name: str, weight: StreamedWeight) -> ir.LazyTensor:
+    """int8[K, N], computed each time that it is read and not kept."""
+    return ir.LazyTensor(
+        lambda: ir.tensor(weight.compute().numpy(), name=name),
+        dtype=ir.DataType.INT8,
+        shape=ir.Shape(weight.shape[::-1]),
+        name=name,
+    )

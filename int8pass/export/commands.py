@@ -1,0 +1,135 @@
+"""`int8pass export onnx MODEL -o PATH` and `int8pass calibrate MODEL -o PATH`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from int8pass.arguments import (
+    Model,
+    NoSkipModulesDefault,
+    Outliers,
+    OutlierWeights,
+    SkipModules,
+    Threshold,
+    config_of,
+)
+from int8pass.export.decoder import is_decoder, with_past
+from int8pass.export.onnx import export_onnx
+from int8pass.export.shapes import dynamic_example
+from int8pass.export.targets import TARGETS
+from int8pass.files import require_writable
+from int8pass.models import LoadedModel, load_model, python_function
+from int8pass.quantization.calibrate import calibrate as calibrate_model
+
+export = typer.Typer(no_args_is_help=True, help="Write a model with its Linears in int8 to a file.")
+
+_NOT_YET_RUN = ", ".join(target.name for target in TARGETS.values() if target.not_yet_run)
+
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The file to write.")]
+
+
+@export.callback()
+def _export() -> None:
+    """Write a model with its Linears in int8 to a file."""
+
+
+@export.command()
+def onnx(
+    model: Model,
+    output: Output,
+    target: Annotated[
+        str, typer.Option(help=f"{', '.join(TARGETS)}. Not yet run on the real thing: {_NOT_YET_RUN}.")
+    ] = "onnxruntime-cpu",
+    profile: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A profile of `int8pass calibrate`: its outlier columns.")
+    ] = None,
+    outlier_columns: Annotated[
+        str | None,
+        typer.Option(
+            help="'profile': those of --profile, as constants; 'runtime': found in each call. [default: 'profile' "
+            "with --profile, else 'runtime']"
+        ),
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set, 18 or later. [default: torch.onnx's]")] = None,
+    static: Annotated[
+        bool, typer.Option("--static", help="Keep the example's batch size and length in place of dynamic ones.")
+    ] = False,
+    no_past: Annotated[
+        bool, typer.Option("--no-past", help="Write a decoder without inputs and outputs for past keys and values.")
+    ] = False,
+    threshold: Threshold = 6.0,
+    outliers: Outliers = "column",
+    outlier_weights: OutlierWeights = None,
+    skip_modules: SkipModules = None,
+    no_skip_modules_default: NoSkipModulesDefault = False,
+) -> None:
+    """Write MODEL to an ONNX file of standard operators, with its Linears in int8.
+
+    Batch size and length (the first two dimensions of each input) may change from call to call. A transformers decoder
+    takes input_ids, attention_mask and its past keys and values, and gives logits and the present ones.
+    """
+    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile)
+    require_writable(output)
+    console = Console(stderr=True)
+    with console.status(f"loading {escape(model)}"):
+        loaded = load_model(model)
+    example, shapes = _example(loaded, static=static, past=not no_past)
+    with console.status(f"writing {escape(str(output))}"):
+        export_onnx(
+            example.model,
+            example.args,
+            output,
+            kwargs=example.kwargs,
+            dynamic_shapes=shapes,
+            options=config,
+            target=target,
+            outlier_columns=outlier_columns,
+            opset=opset,
+        )
+    typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _example(loaded: LoadedModel, *, static: bool, past: bool) -> tuple[LoadedModel, Any]:
+    if past and not static and is_decoder(loaded.model):
+        wrapped, kwargs, shapes = with_past(loaded.model)
+        return LoadedModel(wrapped, (), kwargs), shapes
+    return (loaded, None) if static else dynamic_example(loaded)
+
+
+def calibrate(
+    model: Model,
+    output: Output,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Returns what MODEL is run on: an iterable of mappings (keyword arguments), tuples (arguments) or "
+            "tensors. [default: MODEL's one example input]",
+        ),
+    ] = None,
+    min_batches: Annotated[
+        int, typer.Option(help="How many batches must show an outlier for its column to count.")
+    ] = 1,
+    threshold: Threshold = 6.0,
+    skip_modules: SkipModules = None,
+    no_skip_modules_default: NoSkipModulesDefault = False,
+) -> None:
+    """Run MODEL in float on batches and write which input columns of each Linear hold outliers: a profile, as JSON."""
+    config = config_of(threshold, "column", None, skip_modules, no_skip_modules_default)
+    require_writable(output)
+    with Console(stderr=True).status(f"loading {escape(model)}"):
+        loaded = load_model(model)
+    profile = calibrate_model(loaded.model, _batches(batches, loaded), options=config, min_batches=min_batches)
+    profile.save(output)
+    with_outliers = [layer for layer in profile.layers if layer.outlier_columns]
+    typer.echo(f"{output}: {len(with_outliers)} of {len(profile.layers)} weights have outlier columns")
+
+
+def _batches(spec: str | None, loaded: LoadedModel) -> Iterable[Any]:
+    if spec is None:
+        return [loaded.kwargs] if not loaded.args else [(loaded.args, loaded.kwargs)]
+    return python_function(spec)()

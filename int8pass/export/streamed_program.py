@@ -1,0 +1,73 @@
+"""`StreamedProgram`: a Program whose int8 weights are made when a file is written, one at a time, and not kept."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from int8pass.program import Program
+from int8pass.weight_expression import WeightExpression
+from int8pass.weights import QuantizedWeight, quantize_weight
+
+_LARGEST_HELD = 2**16  # elements
+
+
+class StreamedWeight:
+    """An int8 weight of which only the scale is held. shape: (N, K).
+
+    scale: float32[N]; codes: int8[N, K] without values, on the meta device; inputs_first: int8[K, N], without values
+    too where the weight `is_streamed`: it stands for what `compute` returns.
+    """
+
+    def __init__(self, read: Callable[[], Tensor]) -> None:
+        quantized = quantize_weight(read())
+        self._read = read
+        # a row of zeros has codes 0 at any scale, and TensorRT wants scales above 0
+        self.scale = quantized.scale.masked_fill(quantized.scale == 0, 1.0)
+        self.shape = quantized.shape
+        self.nbytes = quantized.nbytes
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it is too large to be held; torch.onnx looks into the values of small tensors."""
+        return self.shape[0] * self.shape[1] > _LARGEST_HELD
+
+    @property
+    def inputs_first(self) -> Tensor:
+        return torch.empty(self.shape[::-1], dtype=torch.int8, device="meta") if self.is_streamed else self.compute()
+
+    @property
+    def codes(self) -> Tensor:
+        return torch.empty(self.shape, dtype=torch.int8, device="meta")
+
+    def empty(self, part: str) -> Tensor:
+        """An uninitialized tensor like a part, for shape propagation."""
+        shape = {"scale": self.shape[:1], "codes": self.shape, "inputs_first": self.shape[::-1]}[part]
+        dtype = torch.float32 if part == "scale" else torch.int8
+        return torch.empty(shape, dtype=dtype, device=self.scale.device)
+
+    def compute(self) -> Tensor:
+        """The codes, int8[K, N], inputs first."""
+        return quantize_weight(self._read()).codes.t().contiguous()
+
+    def columns(self, columns: tuple[int, ...], original: bool) -> Tensor:
+        """Rows of inputs, [J, N]: of the float weight in its own dtype, or rebuilt from the codes in float32."""
+        if original:
+            return self._read()[:, list(columns)].t().contiguous()
+        quantized: QuantizedWeight = quantize_weight(self._read())
+        return (quantized.codes[:, list(columns)].float() * quantized.scale[:, None]).t().contiguous()
+
+
+@dataclass
+class StreamedProgram(Program):
+    """A Program for files. streamed: its weights so far."""
+
+    streamed: dict[tuple[int, str], StreamedWeight] = field(default_factory=dict)
+
+    def quantized(self, expression: WeightExpression) -> StreamedWeight:
+        tensor = self.tensors[expression.root].tensor
+        key = (id(tensor), expression.key)
+        if key not in self.streamed:
+            self.streamed[key] = StreamedWeight(lambda: expression.evaluate(tensor.detach()))
+        return self.streamed[key]

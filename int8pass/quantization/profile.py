@@ -1,0 +1,133 @@
+"""`Profile`: what `int8pass.calibrate` found about the input of each Linear, as a versioned JSON file."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from int8pass.errors import ProfileError
+from int8pass.files import require_writable, staged
+from int8pass.weights import is_freed
+
+SCHEMA_VERSION = 1
+_SAMPLES = 64  # elements of each weight that its fingerprint is made of
+
+
+@dataclass(frozen=True)
+class ProfiledLayer:
+    """The inputs of the Linears that read one weight.
+
+    weight: dotted name of the parameter; shape: (N, K); absmax: the largest |x| met, infinity and NaN left out;
+    outlier_columns: features that are to be outliers, ascending; fingerprint: of the weight, `weight_fingerprint`.
+    """
+
+    weight: str
+    shape: tuple[int, int]
+    absmax: float
+    outlier_columns: tuple[int, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The outlier columns of a model's Linears, for options={"profile": ...}.
+
+    layers: one for each weight; threshold: |x| from which on a feature counted as an outlier; batches: how many were
+    run.
+    """
+
+    layers: tuple[ProfiledLayer, ...]
+    threshold: float
+    batches: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model: SHA-256 over the names, shapes and fingerprints of the weights."""
+        text = json.dumps([[layer.weight, layer.shape, layer.fingerprint] for layer in self.layers])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def columns(self, weight: str, shape: tuple[int, int], tensor: Tensor) -> tuple[int, ...]:
+        """The outlier columns of the Linear of `shape` (N, K) that reads `tensor`, a parameter named `weight`.
+
+        Raises ProfileError where this profile was made from another model.
+        """
+        layer = next((each for each in self.layers if each.weight == weight and each.shape[1] == shape[1]), None)
+        if layer is None:
+            named = [list(each.shape) for each in self.layers if each.weight == weight]
+            found = f"has it with shape {named[0]}" if named else "has no such layer"
+            raise ProfileError(f"the profile is of another model: {weight!r} is {list(shape)} here, and it {found}")
+        if not is_freed(tensor) and layer.fingerprint != weight_fingerprint(tensor):
+            raise ProfileError(
+                f"the profile is of another model: the values or the dtype of {weight!r} differ; calibrate this one"
+            )
+        return layer.outlier_columns
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """JSON with the schema version and the model's fingerprint."""
+        layers = [dataclasses.asdict(layer) for layer in self.layers]
+        document = {"schema": SCHEMA_VERSION, "model": self.fingerprint, "threshold": self.threshold}
+        return json.dumps({**document, "batches": self.batches, "layers": layers}, indent=indent, allow_nan=False)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the JSON file, whole or not at all. Raises OutputError."""
+        path = Path(path)
+        require_writable(path)
+        with staged(path) as folder:
+            (folder / path.name).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Profile":
+        """Read what `save` wrote. Raises ProfileError."""
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ProfileError(f"there is no profile to read at {str(path)!r}: {error.strerror}") from error
+        except ValueError as error:
+            raise ProfileError(f"{str(path)!r} is not JSON: {error}") from error
+        return cls.from_document(document, str(path))
+
+    @classmethod
+    def from_document(cls, document: object, source: str = "the profile") -> "Profile":
+        """Of parsed JSON; keys that are not known are left out. Raises ProfileError."""
+        if not isinstance(document, dict) or "layers" not in document:
+            raise ProfileError(f"{source} is not a profile that int8pass.calibrate wrote")
+        if document.get("schema") != SCHEMA_VERSION:
+            raise ProfileError(
+                f"{source} has schema version {document.get('schema')!r}, and this int8pass reads {SCHEMA_VERSION}: "
+                "calibrate again"
+            )
+        try:
+            layers = tuple(_layer(entry) for entry in document["layers"])
+            profile = cls(layers, float(document["threshold"]), int(document["batches"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProfileError(f"{source} is not a whole profile: {type(error).__name__}: {error}") from error
+        if document.get("model") != profile.fingerprint:
+            raise ProfileError(f"{source} was changed by hand: its fingerprint is not that of its layers")
+        return profile
+
+
+def _layer(entry: dict) -> ProfiledLayer:
+    rows, features = map(int, entry["shape"])
+    columns = tuple(sorted({int(column) for column in entry["outlier_columns"]}))
+    absmax = float(entry["absmax"])
+    if columns and not (0 <= columns[0] and columns[-1] < features):
+        raise ValueError(f"outlier_columns of {entry['weight']!r} are not within 0 to {features - 1}")
+    if not math.isfinite(absmax):
+        raise ValueError(f"absmax of {entry['weight']!r} is {absmax}")
+    return ProfiledLayer(str(entry["weight"]), (rows, features), absmax, columns, str(entry["fingerprint"]))
+
+
+def weight_fingerprint(tensor: Tensor) -> str:
+    """The first 16 digits of SHA-256 over dtype, shape and 64 evenly spaced elements of a weight."""
+    count = tensor.numel()
+    positions = torch.linspace(0, max(0, count - 1), min(_SAMPLES, count), dtype=torch.float64).round().long()
+    coordinates = torch.unravel_index(positions, tensor.shape)
+    values = tensor.detach()[tuple(part.to(tensor.device) for part in coordinates)].float().cpu()
+    text = f"{tensor.dtype} {tuple(tensor.shape)} {values.tolist()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

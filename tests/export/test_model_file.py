@@ -1,0 +1,90 @@
+"""Files hold what onnx_ir would write, in one piece or two, and writing them takes little more than the float model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from int8pass.export import model_file
+from tests.export.files import LEVELS, OnnxModel, checked, exported
+from tests.linear_models import activation, frozen
+
+MEMORY = """
+import resource, sys, torch
+from torch import nn
+from int8pass import export_onnx
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def make(width, layers):
+    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+    return model.eval().requires_grad_(False)
+
+export_onnx(make(64, 2), (torch.randn(4, 64),), sys.argv[1])  # what is imported and compiled once
+model = make(4096, 6)
+size = sum(4 * parameter.numel() for parameter in model.parameters())
+before = peak_bytes()
+export_onnx(model, (torch.randn(4, 4096),), sys.argv[1])
+print((peak_bytes() - before) / size)
+"""
+
+
+class Wide(nn.Module):
+    """A weight that is streamed, one that is not, and a table in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 2048), nn.Linear(2048, 8)
+        self.table = nn.Parameter(torch.randn(64, 32).bfloat16())
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x))), self.table.float() + x[0, 0]
+
+
+def wide():
+    torch.manual_seed(0)
+    return frozen(Wide()), activation(5, columns=64)
+
+
+def test_one_file_is_what_onnx_ir_writes(tmp_path):
+    model, x = wide()
+    path = exported(tmp_path / "model.onnx", model, x)
+    read = ir.load(path)
+    ir.save(read, tmp_path / "again.onnx")
+    first, second = onnx.load(path), onnx.load(tmp_path / "again.onnx")
+    tensors = [{tensor.name: tensor for tensor in each.graph.initializer} for each in (first, second)]
+    assert tensors[0] == tensors[1] and len(tensors[0]) > 5
+    assert list(first.graph.node) == list(second.graph.node)
+    assert first.metadata_props == second.metadata_props and first.opset_import == second.opset_import
+
+
+def test_two_files_past_the_limit(tmp_path, monkeypatch):
+    model, x = wide()
+    one = exported(tmp_path / "one.onnx", model, x)
+    monkeypatch.setattr(model_file, "LARGEST_FILE_BYTES", 1000)
+    two = exported(tmp_path / "two.onnx", model, x)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.onnx", "two.onnx", "two.onnx.data"]
+    assert two.stat().st_size < 100_000 < (tmp_path / "two.onnx.data").stat().st_size
+    checked(two)
+    for optimize in LEVELS:
+        for first, second in zip(OnnxModel(one, optimize)(x), OnnxModel(two, optimize)(x), strict=True):
+            assert torch.equal(first, second)
+
+
+def test_varints_are_those_of_protobuf():
+    for number in (0, 1, 127, 128, 300, 2**31, 2**35 + 5):
+        proto = onnx.TensorProto(dims=[number])
+        assert proto.SerializeToString().endswith(model_file._varint(number))
+
+
+def test_peak_memory_is_the_float_model_and_little_more(tmp_path):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "model.onnx")]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) <= 0.20
