@@ -1,4 +1,4 @@
-"""The command line: `int8pass report MODEL`, `int8pass dump MODEL` and `int8pass bench ...`."""
+"""The command line: `int8pass report MODEL`, `int8pass dump MODEL`, `int8pass check PATH` and `int8pass bench ...`."""
 
 import importlib.metadata
 import sys
@@ -16,6 +16,7 @@ from int8pass import pipeline
 from int8pass.bench.commands import bench
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import ConfigError, Int8PassError
+from int8pass.export.tensorrt.commands import check_command
 from int8pass.files import write_text
 from int8pass.inspection.explain import explain
 from int8pass.inspection.report import Report, Row
@@ -32,6 +33,7 @@ app = typer.Typer(
     help="LLM.int8() as a compiler pass: what it does to a model, as a report or as the graphs, and how fast that is.",
 )
 app.add_typer(bench, name="bench")
+app.command("check")(check_command)
 
 Model = Annotated[
     str,

@@ -35,3 +35,11 @@ class MissingDependencyError(Int8PassError, ImportError):
 
 class ModelError(Int8PassError, ValueError):
     """A MODEL argument of the command line names nothing that can be loaded."""
+
+
+class OnnxFileError(Int8PassError, ValueError):
+    """A file is missing, is not ONNX, breaks ONNX's own rules, or lacks its external data."""
+
+
+class EngineError(Int8PassError, RuntimeError):
+    """A TensorRT engine could not be built, read or run; the message says what TensorRT reported."""

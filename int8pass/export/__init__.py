@@ -1,0 +1,1 @@
+"""Rewritten models as files, for runtimes other than PyTorch."""
