@@ -4,6 +4,8 @@ from int8pass.backend import int8mixed
 from int8pass.config import Int8MixedConfig
 from int8pass.convert import convert
 from int8pass.errors import Int8PassError
+from int8pass.export.tensorrt.build import build_engine
+from int8pass.export.tensorrt.engine import load_engine
 from int8pass.inspection.explain import explain
 from int8pass.inspection.report import Report
 from int8pass.int8_linear import Int8Linear, quantize_
@@ -14,9 +16,11 @@ __all__ = [
     "Int8MixedConfig",
     "Int8PassError",
     "Report",
+    "build_engine",
     "convert",
     "explain",
     "int8mixed",
+    "load_engine",
     "quantize_",
     "requantize",
 ]

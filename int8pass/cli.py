@@ -1,4 +1,4 @@
-"""The command line: `int8pass report MODEL`, `int8pass dump MODEL`, `int8pass check PATH` and `int8pass bench ...`."""
+"""The command line: `int8pass report MODEL`, `int8pass dump MODEL`, `int8pass check PATH`, ..."""
 
 import importlib.metadata
 import sys
@@ -16,7 +16,7 @@ from int8pass import pipeline
 from int8pass.bench.commands import bench
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import ConfigError, Int8PassError
-from int8pass.export.tensorrt.commands import check_command
+from int8pass.export.tensorrt.commands import check_command, engine_command
 from int8pass.files import write_text
 from int8pass.inspection.explain import explain
 from int8pass.inspection.report import Report, Row
@@ -34,6 +34,9 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.command("check")(check_command)
+export = typer.Typer(no_args_is_help=True, help="Write a model as a file for another runtime: a TensorRT engine.")
+export.command("engine")(engine_command)
+app.add_typer(export, name="export")
 
 Model = Annotated[
     str,

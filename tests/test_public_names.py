@@ -15,9 +15,11 @@ PUBLIC = [
     "Int8MixedConfig",
     "Int8PassError",
     "Report",
+    "build_engine",
     "convert",
     "explain",
     "int8mixed",
+    "load_engine",
     "quantize_",
     "requantize",
 ]

@@ -1,4 +1,4 @@
-"""`int8pass check PATH`: options, a table of what breaks which rule, JSON."""
+"""`int8pass check PATH` and `int8pass export engine ONNX`: options, tables, JSON."""
 
 import dataclasses
 import json as jsonlib
@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from int8pass.export.tensorrt.build import build_engine
 from int8pass.export.tensorrt.check import check, rules_of
 from int8pass.export.tensorrt.operators import operator_list
 from int8pass.export.tensorrt.rule import Finding
+from int8pass.export.tensorrt.shapes import parse_shapes
 from int8pass.files import write_text
 
 SCHEMA_VERSION = 1
@@ -43,6 +45,55 @@ def check_command(
     if json != "-":
         _print(path, target, findings)
     raise typer.Exit(_BROKEN if findings else 0)
+
+
+def engine_command(
+    onnx: Annotated[Path, typer.Argument(metavar="ONNX", help="An ONNX file, such as `int8pass check` passes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE", help="The engine to write.")],
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape",
+            metavar="NAME=MIN,TYPICAL,MAX",
+            help="Shapes of an input with dynamic dimensions, such as input_ids=1x1,8x128,32x512. Repeatable. "
+            "(default: 1 to 32, typically 8, for a first dimension, 1 to 512, typically 128, for others)",
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(help="'file': types as the file says. TensorRT 10 also: 'float16', 'bfloat16', where faster."),
+    ] = "file",
+    workspace: Annotated[
+        float | None,
+        typer.Option(metavar="MIB", min=1, help="The most scratch memory of a layer. (default: the GPU's)"),
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="0: fast build; 5: fast engine. (default: TensorRT's own, 3)")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Kernel timings: read where the file exists, written after.")
+    ] = None,
+    layers: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write the layers and their types as JSON.")
+    ] = None,
+) -> None:
+    r"""Build a TensorRT engine of an ONNX file, on and for the GPU of this machine, and list which layers read int8.
+
+    Needs TensorRT 10 or 11 and an NVIDIA GPU: pip install 'int8pass\[tensorrt]'. Not yet run: no engine has been built
+    with this command so far; only its use of TensorRT's API has been checked.
+    """
+    report = build_engine(
+        onnx,
+        output,
+        shapes=dict(map(parse_shapes, shapes or ())),
+        precision=precision,
+        workspace_bytes=None if workspace is None else int(workspace * 2**20),
+        optimization_level=level,
+        timing_cache=timing_cache,
+    )
+    if layers is not None:
+        write_text(layers, report.to_json() + "\n")
+    typer.echo(str(report))
 
 
 def _to_json(path: Path, target: str, findings: list[Finding]) -> str:
