@@ -5,6 +5,8 @@ from int8pass.config import Int8MixedConfig
 from int8pass.convert import convert
 from int8pass.errors import Int8PassError
 from int8pass.export.onnx import export_onnx
+from int8pass.export.tensorrt.build import build_engine
+from int8pass.export.tensorrt.engine import load_engine
 from int8pass.inspection.explain import explain
 from int8pass.inspection.report import Report
 from int8pass.int8_linear import Int8Linear, quantize_
@@ -18,11 +20,13 @@ __all__ = [
     "Int8PassError",
     "Profile",
     "Report",
+    "build_engine",
     "calibrate",
     "convert",
     "explain",
     "export_onnx",
     "int8mixed",
+    "load_engine",
     "quantize_",
     "requantize",
 ]

@@ -23,6 +23,7 @@ from int8pass.arguments import (
 from int8pass.bench.commands import bench
 from int8pass.errors import ConfigError, Int8PassError
 from int8pass.export.commands import calibrate, export
+from int8pass.export.tensorrt.commands import check_command, engine_command
 from int8pass.files import write_text
 from int8pass.inspection.commands import STAGES, debug, diff, dump
 from int8pass.inspection.loading import explain_model
@@ -46,6 +47,8 @@ app.command()(diff)
 app.command()(debug)
 app.add_typer(export, name="export")
 app.command()(calibrate)
+app.command("check")(check_command)
+export.command("engine")(engine_command)
 
 
 def _print_version(shown: bool) -> None:

@@ -51,3 +51,11 @@ class ExportError(Int8PassError, RuntimeError):
 
 class OutputError(Int8PassError, OSError):
     """A file could not be written where it was asked for: no such folder, no permission, no space."""
+
+
+class OnnxFileError(Int8PassError, ValueError):
+    """A file is missing, is not ONNX, breaks ONNX's own rules, or lacks its external data."""
+
+
+class EngineError(Int8PassError, RuntimeError):
+    """A TensorRT engine could not be built, read or run; the message says what TensorRT reported."""

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from int8pass.files import write_text
+from int8pass.files import write_bytes, write_text
 
 
 def test_writes_utf8(tmp_path):
@@ -72,3 +72,9 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     write_text(tmp_path / "file.txt", "text")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain.txt", "file.txt")}
     assert len(modes) == 1
+
+
+def test_writes_bytes_of_any_buffer(tmp_path):
+    write_bytes(tmp_path / "file.bin", memoryview(b"\x00\r\n\xff"))
+    assert (tmp_path / "file.bin").read_bytes() == b"\x00\r\n\xff"
+    assert [file.name for file in tmp_path.iterdir()] == ["file.bin"]

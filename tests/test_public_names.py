@@ -16,11 +16,13 @@ PUBLIC = [
     "Int8PassError",
     "Profile",
     "Report",
+    "build_engine",
     "calibrate",
     "convert",
     "explain",
     "export_onnx",
     "int8mixed",
+    "load_engine",
     "quantize_",
     "requantize",
 ]
