@@ -58,7 +58,7 @@ def export_onnx(
     """
     path = Path(path)
     chosen = target_named(target)
-    config = _file_config(Int8MixedConfig.from_options(options), outlier_columns)
+    config = _file_config(Int8MixedConfig.from_options(options), outlier_columns, chosen)
     _require_opset(opset)
     _require_packages(chosen)
     require_writable(path)
@@ -75,11 +75,11 @@ def export_onnx(
     metadata.describe(model, program, chosen)
     with staged(path) as folder:
         model_file.write(model, folder / path.name)
-        # a checker of the target's rules (TensorRT's) is called here, on folder / path.name: its error leaves no file
+        _require_rules(folder / path.name, chosen)
     return path
 
 
-def _file_config(config: Int8MixedConfig, outlier_columns: str | None) -> Int8MixedConfig:
+def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: Target) -> Int8MixedConfig:
     """The options as a file can keep them. Raises ConfigError."""
     if outlier_columns not in OUTLIER_COLUMNS:
         raise ConfigError(f"outlier_columns must be 'profile' or 'runtime', not {outlier_columns!r}")
@@ -91,6 +91,11 @@ def _file_config(config: Int8MixedConfig, outlier_columns: str | None) -> Int8Mi
                 "outlier_columns='runtime' to find the columns in each call"
             )
         return dataclasses.replace(config, free_weights=False)
+    if config.threshold and not target.runtime_columns:
+        raise ConfigError(
+            f"target {target.name!r} cannot find outlier columns in each call: pass options={{'profile': ...}}, made "
+            "with int8pass.calibrate, or threshold 0.0 for no outlier branch"
+        )
     if config.threshold and config.outlier_weights == "original":
         raise ConfigError(
             "outlier_weights='original' with outlier_columns='runtime' would keep every float weight in the file "
@@ -110,6 +115,16 @@ def _require_packages(target: Target) -> None:
         raise MissingDependencyError(f"ONNX files need {' and '.join(missing)}: pip install 'int8pass[onnx]'")
     if target.onnxruntime:
         require_one_onnxruntime()
+
+
+def _require_rules(path: Path, target: Target) -> None:
+    """Raises ExportError where a file breaks a rule of its target's."""
+    from int8pass.export.tensorrt.check import check
+
+    findings = check(path, target.rules) if target.rules else []
+    if findings:
+        broken = "\n".join(f"- {each.rule}: {each.node} {each.operator}: {each.message}" for each in findings)
+        raise ExportError(f"the file for {target.name} was not written, as it would break rules of it:\n{broken}")
 
 
 def _program(exported: ExportedProgram, config: Int8MixedConfig) -> StreamedProgram:

@@ -17,6 +17,8 @@ class Target:
     integer_product: MatMulInteger on the codes in place of a MatMul between DequantizeLinears.
     not_yet_run: True until a file was run on the real thing.
     onnxruntime: the file is for ONNX Runtime.
+    runtime_columns: whether it can find outlier columns in each call.
+    rules: whose rules `int8pass check` holds each written file to.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Target:
     integer_product: bool = False
     onnxruntime: bool = True
     not_yet_run: bool = False
+    runtime_columns: bool = True
+    rules: str | None = None
 
 
 TARGETS = {
@@ -36,7 +40,15 @@ TARGETS = {
         # Runs DequantizeLinear, MatMul in float; its integer product takes int8 by int8 only.
         Target("onnxruntime-cuda", step=1.0, integer_product=True, not_yet_run=True),
         # Explicit quantization: one scalar scale, which in float16 must keep the product from overflowing.
-        Target("tensorrt", step=1.0 / INT8_MAX, onnxruntime=False, not_yet_run=True),
+        # Nothing but DequantizeLinear reads int8 weights, so no column can be taken from them in a call.
+        Target(
+            "tensorrt",
+            step=1.0 / INT8_MAX,
+            onnxruntime=False,
+            not_yet_run=True,
+            runtime_columns=False,
+            rules="tensorrt",
+        ),
     )
 }
 

@@ -130,6 +130,8 @@ def test_every_target_equals_the_reference(target, outliers, tmp_path):
     torch.manual_seed(0)
     model = frozen(nn.Linear(64, 40))
     x = activation((9, 64), torch.float32, 0)
+    if target == "tensorrt" and outliers in ("column", "token"):
+        pytest.skip("TensorRT finds no columns in a call: tests/export/test_refusals.py")
     options = {"outliers": "token" if outliers == "token" else "column"}
     options["threshold"] = 0.0 if outliers == "none" else 6.0
     if outliers == "profile":
@@ -153,7 +155,8 @@ def test_codes_are_those_of_the_backend(tmp_path):
     torch.manual_seed(0)
     model, x = frozen(nn.Linear(512, 16)), activation((300, 512), torch.float32, 1)
     for target, offset in (("onnxruntime-cpu", 128), ("tensorrt", 0)):
-        path = exported(tmp_path / f"{target}.onnx", model, x, target=target)
+        options = {"profile": calibrate(model, [x], progress=False)}
+        path = exported(tmp_path / f"{target}.onnx", model, x, target=target, options=options)
         found = intermediate(path, "QuantizeLinear", {"x": x.numpy()}).astype(np.int32) - offset
         mask = ops.outlier_mask(x, 6.0)
         expected = ops.quantize_per_token(x, ops.scale_per_token(x, mask), mask).numpy()

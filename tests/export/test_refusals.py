@@ -121,3 +121,21 @@ def test_both_packages_of_onnxruntime(tmp_path, model, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     refused(MissingDependencyError, "both installed", out, model)
+
+
+def test_columns_in_each_call_for_tensorrt(tmp_path, model):
+    refused(ConfigError, "cannot find outlier columns in each call", tmp_path, model, target="tensorrt")
+
+
+def test_a_file_that_breaks_a_rule_of_its_target(tmp_path, model):
+    class WithDeterminant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            y = self.model(x)
+            return torch.linalg.det(y @ y.transpose(-1, -2))
+
+    given = {"target": "tensorrt", "options": {"threshold": 0.0}}
+    refused(ExportError, "not written, as it would break rules(.|\n)*Det", tmp_path, WithDeterminant(), **given)
