@@ -1,5 +1,6 @@
 """examples/, as a user runs them, and the table of peers."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -80,6 +81,14 @@ def test_export_onnx_prints_a_table_of_files():
     errors = {row[0].strip(): float(row[1]) for row in re.findall(r"^ *(\S.*?)  +(\d\.\de-\d\d) ", result.stdout, re.M)}
     assert 0 < errors["int8pass, profile"] < errors["int8pass, runtime"] < errors["int8pass, threshold 0"]
     assert errors["quantize_dynamic"] > 5 * errors["int8pass, profile"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
+def test_build_engine_says_what_is_missing_once_the_file_is_written():
+    result = run_python("examples/build_engine.py", "--quick")
+    assert result.returncode == 1
+    assert "keeps TensorRT's rules" in result.stdout
+    assert "int8pass[tensorrt]" in result.stderr and "Traceback" not in result.stderr
 
 
 class TinyEmbedder(nn.Module):
