@@ -221,16 +221,20 @@ def test_torch_compile_takes_mode_among_options_and_a_threshold(monkeypatch):
     assert seen == [Int8MixedConfig(mode="reduce-overhead", threshold=3.0)]
 
 
-def test_mode_and_inductor_options_reach_inductor():
+def test_mode_and_inductor_options_reach_inductor(monkeypatch):
     from int8pass.lower.inductor import inductor_options
 
-    assert inductor_options(Int8MixedConfig()) == {}
-    assert inductor_options(Int8MixedConfig(mode="default")) == {}
-    assert inductor_options(Int8MixedConfig(mode="max-autotune-no-cudagraphs")) == torch._inductor.list_mode_options(
-        "max-autotune-no-cudagraphs"
-    )
-    overridden = inductor_options(Int8MixedConfig(mode="max-autotune", inductor={"max_autotune": False, "a": 1}))
-    assert overridden == {**torch._inductor.list_mode_options("max-autotune"), "max_autotune": False, "a": 1}
+    monkeypatch.delenv("INT8PASS_VERIFY", raising=False)
+    unchecked, listed = {"size_asserts": False}, torch._inductor.list_mode_options
+    assert inductor_options(Int8MixedConfig()) == unchecked
+    assert inductor_options(Int8MixedConfig(mode="default")) == unchecked
+    without_graphs = "max-autotune-no-cudagraphs"
+    assert inductor_options(Int8MixedConfig(mode=without_graphs)) == {**unchecked, **listed(without_graphs)}
+    chosen = {"max_autotune": False, "size_asserts": True, "a": 1}
+    overridden = inductor_options(Int8MixedConfig(mode="max-autotune", inductor=chosen))
+    assert overridden == {**listed("max-autotune"), **chosen}
+    monkeypatch.setenv("INT8PASS_VERIFY", "1")
+    assert inductor_options(Int8MixedConfig()) == {"size_asserts": True}
 
 
 def test_convert_takes_options_and_a_config():
