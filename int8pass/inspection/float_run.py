@@ -35,7 +35,7 @@ class FloatGraph:
         self.dump = Dump.for_config(program.config.dump_dir) or Dump(None)
         pipeline.run(program, self.dump, pipeline.FLOAT_PASSES)
         self.linears = {node.name: expression for node, expression in program.linears.items()}
-        self.weights = linear_weights(program)
+        self.weights = _weights(program)
         self._float = fx.GraphModule(program.graph_module, copied(program.graph))
         pipeline.run(program, self.dump, pipeline.PASSES[len(pipeline.FLOAT_PASSES) :])
 
@@ -158,7 +158,7 @@ def float_runs(
         yield runs
 
 
-def linear_weights(program: Program) -> dict[str, WeightExpression]:
+def _weights(program: Program) -> dict[str, WeightExpression]:
     """By node name, what each canonical Linear reads its weight through."""
     linears = (node for node in program.graph.nodes if is_canonical_linear(node))
     found = {node.name: program.expression(node.args[1]) for node in linears}

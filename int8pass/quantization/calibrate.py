@@ -16,7 +16,7 @@ from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CaptureError, ConfigError
 from int8pass.exported import program_from_exported
-from int8pass.inspection.float_run import copied, flat_inputs, linear_weights
+from int8pass.inspection.float_run import copied, flat_inputs
 from int8pass.program import ModuleTensor, Program
 from int8pass.quantization.profile import Profile, ProfiledLayer, weight_fingerprint
 
@@ -90,53 +90,35 @@ class _Statistics:
             yield ProfiledLayer(name, found.shape, found.absmax, tuple(columns), fingerprint)
 
 
-class _LinearObserver(fx.Interpreter):
-    """Runs a graph and shows every canonical Linear with its arguments and result to `observe`."""
-
-    def __init__(self, graph_module: fx.GraphModule, observe: Callable[[fx.Node, tuple, Tensor], None]) -> None:
-        super().__init__(graph_module)
-        self._observe = observe
-
-    def run_node(self, node: fx.Node) -> Any:
-        result = super().run_node(node)
-        if node.target is torch.ops.aten.linear.default:
-            arguments, _ = self.fetch_args_kwargs_from_env(node)
-            self._observe(node, tuple(arguments), result)
-        return result
-
-
-class _Observed:
-    """One captured graph that runs in float and shows its Linears' inputs to the statistics."""
+class _Observer(fx.Interpreter):
+    """Runs one captured graph in float and shows the inputs of the Linears to be rewritten to the statistics."""
 
     def __init__(self, program: Program, statistics: _Statistics) -> None:
         pipeline.run(program, passes=pipeline.FLOAT_PASSES)
-        expressions = {node.name: expression for node, expression in program.linears.items()}
-        sources = {name: program.tensors[expression.root] for name, expression in expressions.items()}
-        known = linear_weights(program)
+        super().__init__(fx.GraphModule(program.graph_module, copied(program.graph)))
+        self._statistics = statistics
+        self._sources = {node.name: program.tensors[expression.root] for node, expression in program.linears.items()}
 
-        def observe(node: fx.Node, arguments: tuple, y: Tensor) -> None:
-            if node.name in sources and node.name in known:
-                statistics.observe(sources[node.name], arguments[1], arguments[0])
-
-        self._observer = _LinearObserver(fx.GraphModule(program.graph_module, copied(program.graph)), observe)
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self._observer.run(*inputs)
+    def run_node(self, node: fx.Node) -> Any:
+        if node.name in self._sources:
+            x, weight = self.fetch_args_kwargs_from_env(node)[0][:2]
+            self._statistics.observe(self._sources[node.name], weight, x)
+        return super().run_node(node)
 
 
 @contextlib.contextmanager
 def _runner(model: Any, config: Int8MixedConfig, statistics: _Statistics) -> Iterator[Callable[[tuple, dict], Any]]:
     """A function that calls the model under observation."""
     if isinstance(model, ExportedProgram):
-        observed = _Observed(program_from_exported(model, config), statistics)
-        yield lambda args, kwargs: observed(*flat_inputs(model, args, kwargs))
+        observer = _Observer(program_from_exported(model, config), statistics)
+        yield lambda args, kwargs: observer.run(*flat_inputs(model, args, kwargs))
         return
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected an nn.Module or an ExportedProgram, not {type(model).__name__}")
     names = ModuleNames(model)
 
     def backend(graph_module: fx.GraphModule, example_inputs: list) -> Callable:
-        return _Observed(program_from_dynamo(graph_module, example_inputs, config, names), statistics)
+        return _Observer(program_from_dynamo(graph_module, example_inputs, config, names), statistics).run
 
     with torch_private.compiled_apart(model, backend) as compiled:
         yield lambda args, kwargs: compiled(*args, **kwargs)
