@@ -3,12 +3,13 @@
 tests/test_torch_private.py fails when one of them changes.
 """
 
+import ast
 import contextlib
 import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import fx, nn
@@ -192,3 +193,26 @@ def compiled_apart(model: Callable, backend: Callable, dynamic: bool | None = No
     with torch._dynamo.config.patch(recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize):
         yield torch.compile(model, backend=backend, dynamic=dynamic)
     torch.compiler.reset()
+
+
+@contextlib.contextmanager
+def unwrapped(kind: type[Exception]) -> Iterator[None]:
+    """Raise what a backend raised, where it is of this kind.
+
+    Why private: Dynamo raises an exception of its own in its place, and only that class tells what the backend's was.
+    """
+    try:
+        yield
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        if isinstance(error.inner_exception, kind):
+            raise error.inner_exception from None
+        raise
+
+
+def onnx_module_path(metadata: Mapping[str, str]) -> str:
+    """The dotted name of the module that a node of torch.onnx.export comes from; "" where it does not say.
+
+    Why private: torch.onnx documents no key of its nodes' metadata, and no other way from a node to its module.
+    """
+    scopes = ast.literal_eval(metadata.get("pkg.torch.onnx.name_scopes", "[]"))  # the root, modules, and the node
+    return scopes[-2] if len(scopes) > 1 else ""

@@ -269,3 +269,25 @@ def test_inductor_compile_applies_options():
     torch._dynamo.reset()
     with pytest.raises(Exception, match="no_such_option"):
         torch.compile(nn.Linear(4, 4), backend=backend)(torch.randn(2, 4))
+
+
+def test_what_a_backend_raised_is_unwrapped():
+    def backend(graph_module, example_inputs):
+        raise KeyError("of the backend")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(nn.Linear(4, 4), backend=backend)
+    with pytest.raises(KeyError, match="of the backend"), torch_private.unwrapped(KeyError):
+        compiled(torch.randn(2, 4))
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed), torch_private.unwrapped(TypeError):
+        compiled(torch.randn(2, 4))
+
+
+def test_nodes_of_onnx_name_their_modules():
+    pytest.importorskip("onnxscript")
+    exported = torch.export.export(Outer().eval(), (torch.randn(2, 4),))
+    nodes = list(torch.onnx.export(exported, dynamo=True, verbose=False).model.graph)
+    paths = {
+        torch_private.onnx_module_path(node.metadata_props) for node in nodes if node.op_type in ("Gemm", "MatMul")
+    }
+    assert {"inner.fc", "inner.steps.0"} <= paths and torch_private.onnx_module_path({}) == ""

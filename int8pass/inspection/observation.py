@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from int8pass import ops
-from int8pass.config import Int8MixedConfig
 from int8pass.inspection.timing import Timing
 from int8pass.quantization.absmax import INT8_MAX
 
@@ -46,6 +45,7 @@ class Observation:
     """Sums over all calls of one Linear: energies of its float output and of the int8 form's error; its inputs."""
 
     columns: set[int] = field(default_factory=set)
+    missed: set[int] = field(default_factory=set)
     signal: float = 0.0
     noise: float = 0.0
     outlier_values: int = 0
@@ -54,12 +54,16 @@ class Observation:
     peaks: Tensor | None = None
     timing: Timing | None = None
 
-    def add(self, x: Tensor, y: Tensor, y_int8: Tensor, config: Int8MixedConfig) -> None:
-        """Take in one call: x [..., K], the float result and that of the int8 form."""
+    def add(self, x: Tensor, y: Tensor, y_int8: Tensor, mask: Tensor | None) -> None:
+        """Take in one call: x [..., K], the float result, that of the int8 form, and which features were outliers.
+
+        mask: bool[K], bool[..., K] or None.
+        """
         self.signal += float(y.double().square().sum())
         self.noise += float((y.double() - y_int8.double()).square().sum())
         rows = x.reshape(-1, x.shape[-1])
-        mask = ops.outlier_mask(rows, config.threshold, config.outliers) if config.threshold else None
+        if mask is not None and mask.dim() > 1:
+            mask = mask.reshape(-1, mask.shape[-1])
         scale = ops.scale_per_token(rows, mask)
         self.counts += level_counts(ops.quantize_per_token(rows, scale, mask))
         self.scales.append(scale.cpu())
@@ -89,8 +93,8 @@ class Observation:
         return Details(
             graph,
             node,
-            _levels(self.counts, torch.cat([part.flatten() for part in self.scales])),
-            _levels(level_counts(codes), weight_scale),
+            levels(self.counts, torch.cat([part.flatten() for part in self.scales])),
+            levels(level_counts(codes), weight_scale),
             self.outlier_values,
             tuple(largest),
         )
@@ -111,7 +115,8 @@ def level_counts(codes: Tensor) -> Tensor:
     return counts
 
 
-def _levels(counts: Tensor, scales: Tensor) -> Levels | None:
+def levels(counts: Tensor, scales: Tensor) -> Levels | None:
+    """A histogram of int64[255] counts; None where no scale is finite."""
     scales = scales[scales.isfinite()]
     if not len(scales):
         return None

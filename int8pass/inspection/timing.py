@@ -22,16 +22,16 @@ BATCH_SECONDS = 2e-3
 class Timing:
     """Seconds a call, medians of interleaved rounds. float: PyTorch's Linear; int8: all of the rewritten one.
 
-    quantize: mask, scales and codes; gemm: the int8 product; dequantize: scales, bias and cast, 0.0 where the fused CPU
-    kernel does them inside the product; outliers: the outlier branch. The parts of the fused kernel are differences of
-    whole calls; op by op they are timed one by one.
+    quantize: mask, scales and codes; gemm: the int8 product; dequantize: scales, bias and cast, None where the fused
+    CPU kernel does them inside the product; outliers: the outlier branch. The parts of the fused kernel are
+    differences of whole calls; op by op they are timed one by one.
     """
 
     float: float
     int8: float
     quantize: float
     gemm: float
-    dequantize: float
+    dequantize: float | None
     outliers: float
 
 
@@ -45,6 +45,7 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
         config.lowering == "inductor"
         and call.x.device.type == "cpu"
         and call.x.shape[-1] <= fused.LARGEST_K
+        and not call.columns(config)  # profiled columns run op by op
         and fused.is_available()
     )
     calls = _fused_calls(call, weight, config) if is_fused else _op_calls(call, weight, config)
@@ -55,6 +56,7 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
 
 def _fused_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
     per_token = config.outliers == "token"
+    used = 0.0 if call.columns(config) == () else config.threshold
 
     def whole(threshold: float) -> Tensor:
         original = call.weight if config.keeps_original_weights and threshold else None
@@ -65,9 +67,9 @@ def _fused_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedCon
         )  # fmt: skip
 
     return {
-        "int8": functools.partial(whole, config.threshold),
+        "int8": functools.partial(whole, used),
         "plain": functools.partial(whole, 0.0),
-        "quantize": functools.partial(fused.cpu_quantize, call.x, config.threshold, per_token),
+        "quantize": functools.partial(fused.cpu_quantize, call.x, used, per_token),
         "quantize plain": functools.partial(fused.cpu_quantize, call.x, 0.0, per_token),
     }
 
@@ -76,12 +78,12 @@ def _from_fused(seconds: dict[str, float]) -> Timing:
     """The outlier branch is what a threshold of 0 saves beyond its cheaper quantization; the product is the rest."""
     gemm = max(seconds["plain"] - seconds["quantize plain"], 0.0)
     outliers = max(seconds["int8"] - seconds["quantize"] - gemm, 0.0)
-    return Timing(seconds["float"], seconds["int8"], seconds["quantize"], gemm, 0.0, outliers)
+    return Timing(seconds["float"], seconds["int8"], seconds["quantize"], gemm, None, outliers)
 
 
 def _op_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
     def quantize() -> tuple[Tensor | None, Tensor, Tensor]:
-        mask = ops.outlier_mask(call.x, config.threshold, config.outliers) if config.threshold else None
+        mask = call.outlier_mask(config)
         scale = ops.scale_per_token(call.x, mask)
         return mask, scale, ops.quantize_per_token(call.x, scale, mask)
 

@@ -339,7 +339,7 @@ def test_print_leaves_controls_out_and_shows_all_rows(browser):
 def test_times_are_columns_and_facts(started, tmp_path):
     path = tmp_path / "timed.html"
     plain = large_report(3)
-    timing = Timing(float=4e-3, int8=1e-3, quantize=1e-4, gemm=7e-4, dequantize=0.0, outliers=2e-4)
+    timing = Timing(float=4e-3, int8=1e-3, quantize=1e-4, gemm=7e-4, dequantize=None, outliers=2e-4)
     rows = (*(replace(row, timing=timing) for row in plain.rows[:2]), plain.rows[2])
     replace(plain, rows=rows).to_html(path)
     open_page(started, path)
@@ -348,7 +348,13 @@ def test_times_are_columns_and_facts(started, tmp_path):
     find(started, "#layer-table tbody tr:nth-child(2) button").click()
     facts = dict(zip(text_of(started, "#layer-body dt"), text_of(started, "#layer-body dd"), strict=True))
     assert facts["µs int8, float"] == "1000, 4000"
-    assert facts["µs quantize, GEMM, dequantize, outliers"] == "100, 700, 0, 200"
+    assert facts["µs quantize, GEMM, dequantize, outliers"] == "100, 700, fused, 200"
+    assert "faster in float" not in find(started, "#skipped").text
+    rows = tuple(replace(row, timing=row.timing and replace(timing, int8=8e-3)) for row in rows)
+    replace(plain, rows=rows).to_html(path)
+    open_page(started, path)
+    suggestion = 'faster in float, by 8.00 ms: skip_modules=["blocks.0.0","blocks.0.1"]'
+    assert suggestion in text_of(started, "#skipped li")
 
 
 # --- large models

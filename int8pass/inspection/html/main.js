@@ -10,12 +10,16 @@
     ["skipped", totals.skipped],
     ["with outlier columns", totals.with_outliers],
     ["MB before", megabytes(totals.bytes_before)],
-    ["MB after", megabytes(totals.bytes_after)],
-    ["MB at the peak", megabytes(totals.bytes_peak)],
-    ["threshold", `${data.threshold}, by ${data.outliers}`],
+    [data.file ? "MB in the file" : "MB after", megabytes(totals.bytes_after)],
+    ...(data.file ? [] : [["MB at the peak", megabytes(totals.bytes_peak)]]),
+    ["threshold", `${data.threshold}, by ${data.profile ? "profile" : data.outliers}`],
   ];
   byId("totals").append(...facts.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
   byId("skipped").append(...Object.entries(totals.reasons).map(([reason, count]) => el("li", { text: `skipped ${count}: ${reason}` })));
+  if (data.slower_in_int8.length) {
+    const saved = (1e3 * data.saved_by_skipping).toFixed(2);
+    byId("skipped").append(el("li", { text: `faster in float, by ${saved} ms: skip_modules=${JSON.stringify(data.slower_in_int8)}` }));
+  }
   byId("versions").textContent = `int8pass ${data.versions.int8pass}, torch ${data.versions.torch}`;
   startTheme();
   const mark = startTable(data.rows, choose);
