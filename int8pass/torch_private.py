@@ -209,10 +209,16 @@ def unwrapped(kind: type[Exception]) -> Iterator[None]:
         raise
 
 
-def onnx_module_path(metadata: Mapping[str, str]) -> str:
-    """The dotted name of the module that a node of torch.onnx.export comes from; "" where it does not say.
+# What torch.export calls the module of a node that it added outside of any. Why private: it stands among real names.
+NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
+
+
+def onnx_module_path(metadata: Mapping[str, str]) -> str | None:
+    """The dotted name of the module that a node of torch.onnx.export comes from; None where it does not say.
 
     Why private: torch.onnx documents no key of its nodes' metadata, and no other way from a node to its module.
     """
     scopes = ast.literal_eval(metadata.get("pkg.torch.onnx.name_scopes", "[]"))  # the root, modules, and the node
-    return scopes[-2] if len(scopes) > 1 else ""
+    if not scopes:
+        return None
+    return scopes[-2] if len(scopes) > 1 and scopes[-2] != NO_MODULE else ""

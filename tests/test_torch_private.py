@@ -290,4 +290,14 @@ def test_nodes_of_onnx_name_their_modules():
     paths = {
         torch_private.onnx_module_path(node.metadata_props) for node in nodes if node.op_type in ("Gemm", "MatMul")
     }
-    assert {"inner.fc", "inner.steps.0"} <= paths and torch_private.onnx_module_path({}) == ""
+    assert {"inner.fc", "inner.steps.0"} <= paths and torch_private.onnx_module_path({}) is None
+
+
+def test_nodes_outside_of_any_module_have_no_other_name():
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return x.reshape(x.shape[0] * 2, 2)
+
+    exported = torch.export.export(Doubled(), (torch.randn(3, 4),), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
+    stacks = [node.meta.get("nn_module_stack", {}) for node in exported.graph.nodes if node.op == "call_function"]
+    assert len(stacks) > 1 and {path for stack in stacks for path, _ in stack.values()} <= {"", torch_private.NO_MODULE}

@@ -1,5 +1,6 @@
 """After torch.onnx: equal nodes stand once, nodes are named after modules, int8 weights are made while written."""
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 
@@ -50,16 +51,25 @@ def _drop_squeezed_and_unsqueezed(graph: ir.Graph) -> int:
     return found
 
 
-def _name_after_modules(graph: ir.Graph, modules: Mapping[ir.Node, str]) -> None:
+def _name_after_modules(graph: ir.Graph, modules: Mapping[ir.Node, str | None]) -> None:
     """encoder.up/MatMul, encoder.up/MatMul_1, ...; the module stands in the node's metadata too."""
     taken: Counter = Counter()
     for node in graph.all_nodes():
-        module = modules.get(node, "")
+        module = modules.get(node)
+        module = _module_around(node, modules) if module is None else module
         name = f"{module}/{node.op_type}" if module else node.op_type
         node.name = f"{name}_{taken[name]}" if taken[name] else name
         taken[name] += 1
         if module:
             node.metadata_props[MODULE] = module
+
+
+def _module_around(node: ir.Node, modules: Mapping[ir.Node, str | None]) -> str:
+    """The innermost module that holds what a node reads and what reads it: for nodes that an optimizer made."""
+    beside = {*node.predecessors(), *node.successors()}
+    paths = [module.split(".") for each in beside if (module := modules.get(each)) is not None]
+    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return ".".join(parts[0] for parts in same)
 
 
 def _lazy(name: str, weight: StreamedWeight) -> ir.LazyTensor:

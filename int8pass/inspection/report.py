@@ -240,12 +240,17 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
+def _outliers_met(report: Report) -> str:
+    if any(row.outlier_columns is None for row in report.rows):
+        return "their columns are found in each call"
+    return f"{report.totals.with_outliers} of them {'have' if report.file else 'met'} outlier columns"
+
+
 def _summary(report: Report) -> list[str]:
     totals = report.totals
     lines = [
         f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 (threshold {report.threshold:g}, outliers "
-        f"by {'profile' if report.profile else report.outliers}); {totals.with_outliers} of them "
-        f"{'have' if report.file else 'met'} outlier columns",
+        f"by {'profile' if report.profile else report.outliers}); {_outliers_met(report)}",
         f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB "
         + ("in the file" if report.file else f"after, {_megabytes(totals.bytes_peak)} MB at the peak in between"),
     ]

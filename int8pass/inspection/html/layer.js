@@ -24,7 +24,7 @@ function layerFacts(row, file) {
     ["weight", `${row.weight || row.operation} ${shape(row)} ${row.dtype}`],
     ["outlier columns", row.rewritten ? (row.outlier_columns?.length ?? "in each call") : "–"],
     ...(row.missed_columns.length ? [["missed by the profile", listed(row.missed_columns)]] : []),
-    ["SNR", row.snr_db == null ? (row.exact ? "exact" : "–") : `${row.snr_db.toFixed(1)} dB`],
+    ...(file ? [] : [["SNR", row.snr_db == null ? (row.exact ? "exact" : "–") : `${row.snr_db.toFixed(1)} dB`]]),
     file
       ? ["MB float, in the file", [row.bytes_before, row.bytes_after].map(megabytes).join(", ")]
       : ["MB float, after, peak", [row.bytes_before, row.bytes_after, row.bytes_peak].map(megabytes).join(", ")],

@@ -7,10 +7,14 @@ const COLUMNS = [
   { name: "dtype", value: (row) => row.dtype },
   { name: "decision", value: decision },
   { name: "outlier columns", value: (row) => row.outlier_columns?.length, text: outlierText },
-  { name: "SNR dB", value: (row) => (row.exact ? Infinity : row.snr_db), text: decibels, number: true },
-  { name: "MB float", value: (row) => row.bytes_before, text: (row) => megabytes(row.bytes_before), number: true },
-  { name: "MB after", value: (row) => row.bytes_after, text: (row) => megabytes(row.bytes_after), number: true },
 ];
+const bytesColumn = (name, field) => ({ name, value: (row) => row[field], text: (row) => megabytes(row[field]), number: true });
+const MODEL_COLUMNS = [
+  { name: "SNR dB", value: (row) => (row.exact ? Infinity : row.snr_db), text: decibels, number: true },
+  bytesColumn("MB float", "bytes_before"),
+  bytesColumn("MB after", "bytes_after"),
+];
+const FILE_COLUMNS = [bytesColumn("MB float", "bytes_before"), bytesColumn("MB in the file", "bytes_after")];
 const OUTLIERS_SHOWN = 8;
 
 function outlierText(row) {
@@ -25,8 +29,9 @@ function listed(columns) {
   return columns.slice(0, OUTLIERS_SHOWN).join(", ") + (columns.length > OUTLIERS_SHOWN ? ", …" : "");
 }
 
-function startTable(rows, choose) {
-  const columns = COLUMNS.concat(timeColumns(rows));
+function startTable(data, choose) {
+  const rows = data.rows;
+  const columns = COLUMNS.concat(data.file ? FILE_COLUMNS : MODEL_COLUMNS, timeColumns(rows));
   const table = byId("layer-table");
   const lines = rows.map((row, number) => tableLine(columns, row, number, choose));
   const order = rows.map((_, number) => number);
