@@ -16,6 +16,7 @@ from int8pass.arguments import (
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
+    SchemeName,
     SkipModules,
     Threshold,
     config_of,
@@ -28,6 +29,7 @@ from int8pass.files import write_text
 from int8pass.inspection.commands import STAGES, debug, diff, dump
 from int8pass.inspection.loading import explain_model
 from int8pass.inspection.report import Report, Row
+from int8pass.quantization.scheme import DEFAULT
 
 __all__ = ["STAGES", "app", "main"]
 
@@ -78,7 +80,8 @@ def report(
     timings: Annotated[
         bool, typer.Option("--timings", help="Time each Linear, in int8 part by part and in float.")
     ] = False,
-    threshold: Threshold = 6.0,
+    scheme: SchemeName = DEFAULT.name,
+    threshold: Threshold = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
@@ -89,7 +92,7 @@ def report(
         raise ConfigError(f"--json {json}: not a file; '--json -' writes to the output")
     if html is not None and html.is_dir():
         raise ConfigError(f"--html {html}: a folder; name the file to write")
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
+    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, scheme=scheme)
     result = explain_model(model, config, timings)
     if html is not None:
         result.to_html(html, title=f"int8pass report of {Path(model).name}")

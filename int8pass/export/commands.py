@@ -13,6 +13,7 @@ from int8pass.arguments import (
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
+    SchemeName,
     SkipModules,
     Threshold,
     config_of,
@@ -24,6 +25,7 @@ from int8pass.export.targets import TARGETS
 from int8pass.files import require_writable
 from int8pass.models import LoadedModel, load_model, python_function
 from int8pass.quantization.calibrate import calibrate as calibrate_model
+from int8pass.quantization.scheme import DEFAULT
 
 export = typer.Typer(no_args_is_help=True, help="Write a model with its Linears in int8 to a file.")
 
@@ -61,7 +63,8 @@ def onnx(
     no_past: Annotated[
         bool, typer.Option("--no-past", help="Write a decoder without inputs and outputs for past keys and values.")
     ] = False,
-    threshold: Threshold = 6.0,
+    scheme: SchemeName = DEFAULT.name,
+    threshold: Threshold = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
@@ -72,7 +75,9 @@ def onnx(
     Batch size and length (the first two dimensions of each input) may change from call to call. A transformers decoder
     takes input_ids, attention_mask and its past keys and values, and gives logits and the present ones.
     """
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile)
+    config = config_of(
+        threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile, scheme=scheme
+    )
     require_writable(output)
     console = Console(stderr=True)
     with console.status(f"loading {escape(model)}"):
@@ -114,7 +119,7 @@ def calibrate(
     min_batches: Annotated[
         int, typer.Option(help="How many batches must show an outlier for its column to count.")
     ] = 1,
-    threshold: Threshold = 6.0,
+    threshold: Threshold = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
 ) -> None:

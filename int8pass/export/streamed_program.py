@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from int8pass.program import Program
+from int8pass.quantization.scheme import PER_CHANNEL, Scheme, WeightQuantization
 from int8pass.weight_expression import WeightExpression
 from int8pass.weights import QuantizedWeight, quantize_weight
 
@@ -20,9 +21,9 @@ class StreamedWeight:
     too where the weight `is_streamed`: it stands for what `compute` returns.
     """
 
-    def __init__(self, read: Callable[[], Tensor]) -> None:
-        quantized = quantize_weight(read())
-        self._read = read
+    def __init__(self, read: Callable[[], Tensor], form: WeightQuantization = PER_CHANNEL) -> None:
+        quantized = quantize_weight(read(), form)
+        self._read, self._form = read, form
         # a row of zeros has codes 0 at any scale, and TensorRT wants scales above 0
         self.scale = quantized.scale.masked_fill(quantized.scale == 0, 1.0)
         self.shape = quantized.shape
@@ -49,13 +50,13 @@ class StreamedWeight:
 
     def compute(self) -> Tensor:
         """The codes, int8[K, N], inputs first."""
-        return quantize_weight(self._read()).codes.t().contiguous()
+        return quantize_weight(self._read(), self._form).codes.t().contiguous()
 
     def columns(self, columns: tuple[int, ...], original: bool) -> Tensor:
         """Rows of inputs, [J, N]: of the float weight in its own dtype, or rebuilt from the codes in float32."""
         if original:
             return self._read()[:, list(columns)].t().contiguous()
-        quantized: QuantizedWeight = quantize_weight(self._read())
+        quantized: QuantizedWeight = quantize_weight(self._read(), self._form)
         return (quantized.codes[:, list(columns)].float() * quantized.scale[:, None]).t().contiguous()
 
 
@@ -63,11 +64,12 @@ class StreamedWeight:
 class StreamedProgram(Program):
     """A Program for files. streamed: its weights so far."""
 
-    streamed: dict[tuple[int, str], StreamedWeight] = field(default_factory=dict)
+    streamed: dict[tuple[int, str, WeightQuantization], StreamedWeight] = field(default_factory=dict)
 
-    def quantized(self, expression: WeightExpression) -> StreamedWeight:
+    def quantized(self, expression: WeightExpression, scheme: Scheme | None = None) -> StreamedWeight:
         tensor = self.tensors[expression.root].tensor
-        key = (id(tensor), expression.key)
+        form = (scheme or self.config.scheme).weights
+        key = (id(tensor), expression.key, form)
         if key not in self.streamed:
-            self.streamed[key] = StreamedWeight(lambda: expression.evaluate(tensor.detach()))
+            self.streamed[key] = StreamedWeight(lambda: expression.evaluate(tensor.detach()), form)
         return self.streamed[key]

@@ -44,6 +44,7 @@ def explain(
         tuple(_row(decision, graph, observed, config, read_in_float) for graph, decision in places),
         config.threshold,
         config.outliers,
+        scheme=config.scheme.name,
         graphs=len(runs.graphs),
         stages=tuple(tuple(graph.dump.graphs) for graph in runs.graphs),
         details=tuple(_details(graph, decision.node, observed) for graph, decision in places),
@@ -94,7 +95,9 @@ def _row(
     if not decision.rewritten:
         return row
     freed = config.free_weights and isinstance(source.tensor, nn.Parameter) and source.name not in read_in_float
-    memory = weight_memory(source.tensor, expression, kept_float=not freed, fused=config.lowering == "inductor")
+    memory = weight_memory(
+        source.tensor, expression, kept_float=not freed, fused=config.lowering == "inductor", scheme=config.scheme
+    )
     return dataclasses.replace(
         row,
         bytes_before=memory.before,

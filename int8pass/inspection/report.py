@@ -12,6 +12,7 @@ from pathlib import Path
 from int8pass.inspection.observation import Details
 from int8pass.inspection.stages import Stage
 from int8pass.inspection.timing import Timing
+from int8pass.quantization.scheme import DEFAULT
 
 SCHEMA_VERSION = 3
 _COLUMNS_SHOWN = 6
@@ -75,7 +76,8 @@ class Totals:
 
 @dataclass(frozen=True)
 class Report:
-    """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as.
+    """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as; scheme:
+    the name of the one that its int8 forms are of.
 
     stages: of each graph, what it was after every pass; details: of each row, what its inputs and weight looked like.
     Neither is part of the JSON; the page that `to_html` writes shows them.
@@ -85,6 +87,7 @@ class Report:
     threshold: float
     outliers: str
     graphs: int = 1
+    scheme: str = DEFAULT.name
     stages: tuple[tuple[Stage, ...], ...] = field(default=(), compare=False, repr=False)
     details: tuple[Details, ...] = field(default=(), compare=False, repr=False)
 
@@ -125,6 +128,7 @@ class Report:
                 row["snr_db"] = None
         document = {
             "schema": SCHEMA_VERSION,
+            "scheme": self.scheme,
             "threshold": self.threshold,
             "outliers": self.outliers,
             "graphs": self.graphs,
@@ -217,11 +221,16 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
+def _how(report: Report) -> str:
+    named = f"scheme {report.scheme}, " if report.scheme != DEFAULT.name else ""
+    return f"{named}threshold {report.threshold:g}, outliers by {report.outliers}"
+
+
 def _summary(report: Report) -> list[str]:
     totals = report.totals
     lines = [
-        f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 (threshold {report.threshold:g}, outliers "
-        f"by {report.outliers}); {totals.with_outliers} of them met outlier columns",
+        f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 ({_how(report)}); {totals.with_outliers} of "
+        "them met outlier columns",
         f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB after, "
         f"{_megabytes(totals.bytes_peak)} MB at the peak in between",
     ]

@@ -79,9 +79,10 @@ def test_a_profile_decides_in_the_backend_and_in_convert(outlier_weights):
 
 
 @pytest.mark.inductor
-def test_inductor_runs_a_profile_op_by_op():
+@pytest.mark.parametrize("features", [(3,), ()])
+def test_inductor_runs_a_profile(features):
     torch.manual_seed(1)
-    linear, x = frozen(nn.Linear(IN, 24)), with_columns(3)
+    linear, x = frozen(nn.Linear(IN, 24)), with_columns(*features)
     profile = calibrate(linear, [x], progress=False)
     torch._dynamo.reset()
     compiled = torch.compile(linear, backend="int8mixed", options={"profile": profile})
