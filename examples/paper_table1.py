@@ -41,7 +41,7 @@ def run(settings: table1.Table1Settings, retrain: bool, out: Path) -> None:
         model = trained_model(
             settings.training, corpus, retrain=retrain, progress=lambda _, loss: advance(f"{loss:.3f} nats a byte")
         )
-    with progress_bar("perplexity", len(settings.plantings) * len(table1.SCHEMES)) as advance:
+    with progress_bar("perplexity", len(settings.plantings) * len(table1.ROWS)) as advance:
         found = table1.run_table1(model, corpus, settings, progress=advance)
     console = Console()
     (console if console.is_terminal else Console(width=130)).print(table1_report.table(found))

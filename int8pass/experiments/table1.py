@@ -18,6 +18,7 @@ from int8pass.experiments.language_model import LanguageModel
 from int8pass.experiments.perplexity import held_out_batches, perplexity
 from int8pass.experiments.training import QUICK as QUICK_TRAINING
 from int8pass.experiments.training import TrainingSettings
+from int8pass.quantization.scheme import DEFAULT, SCHEMES
 
 SCHEMA = "int8pass-table1/1"
 STATEMENT = (
@@ -28,18 +29,16 @@ STATEMENT = (
 
 
 @dataclass(frozen=True)
-class Scheme:
+class Row:
     """A row of the table. options: of the backend; None: float32, not rewritten."""
 
     name: str
     options: Mapping[str, Any] | None
 
 
-FLOAT32 = Scheme("float32", None)
-VECTORWISE = Scheme("absmax vector-wise", {"threshold": 0.0})
-LLM_INT8 = Scheme("LLM.int8()", {})
-LLM_INT8_DEQUANTIZED = Scheme("LLM.int8(), dequantized outlier weights", {"outlier_weights": "dequantized"})
-SCHEMES = (FLOAT32, VECTORWISE, LLM_INT8, LLM_INT8_DEQUANTIZED)
+FLOAT32 = Row("float32", None)
+DEQUANTIZED = Row(f"{DEFAULT.name}, dequantized outlier weights", {"outlier_weights": "dequantized"})
+ROWS = (FLOAT32, *(Row(name, {"scheme": name}) for name in SCHEMES), DEQUANTIZED)
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,9 @@ QUICK = Table1Settings(QUICK_TRAINING, (Planting(0, 1), Planting(3, 60)), pieces
 
 @dataclass(frozen=True)
 class Cell:
-    """One perplexity, per byte."""
+    """One perplexity, per byte. row: its name."""
 
-    scheme: str
+    row: str
     planting: Planting
     perplexity: float
 
@@ -86,16 +85,17 @@ class Table1:
     corpus: dict[str, Any]
     machine: dict[str, str]
 
-    def perplexity(self, scheme: str, planting: Planting) -> float:
-        return next(cell.perplexity for cell in self.cells if (cell.scheme, cell.planting) == (scheme, planting))
+    def perplexity(self, row: str, planting: Planting) -> float:
+        return next(cell.perplexity for cell in self.cells if (cell.row, cell.planting) == (row, planting))
 
-    def increase(self, scheme: str, planting: Planting) -> float:
+    def increase(self, row: str, planting: Planting) -> float:
         """Perplexity over that of float32, less 1."""
-        return self.perplexity(scheme, planting) / self.perplexity(FLOAT32.name, planting) - 1
+        return self.perplexity(row, planting) / self.perplexity(FLOAT32.name, planting) - 1
 
     @property
-    def schemes(self) -> list[str]:
-        return list(dict.fromkeys(cell.scheme for cell in self.cells))
+    def rows(self) -> list[str]:
+        """Their names, in the order of the table."""
+        return list(dict.fromkeys(cell.row for cell in self.cells))
 
     def to_json(self) -> str:
         """JSON with a schema name, the statement that the outliers are planted, settings and cells."""
@@ -106,31 +106,31 @@ def run_table1(
     model: LanguageModel,
     corpus: Corpus,
     settings: Table1Settings,
-    schemes: Sequence[Scheme] = SCHEMES,
+    rows: Sequence[Row] = ROWS,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Table1:
-    """Perplexity of every scheme under every planting. `progress` is told what was done, once a cell."""
+    """Perplexity of every row under every planting. `progress` is told what was done, once a cell."""
     size = settings.training.size
     batches = held_out_batches(corpus.validation, settings.pieces, size.context, settings.batch)
     cells = []
     for planting in settings.plantings:
         amplified = amplify(model, planted_features(size.width, planting.features), planting.scale)
-        for scheme in schemes:
-            value = scheme_perplexity(amplified, scheme, batches)
-            cells.append(Cell(scheme.name, planting, value))
-            progress(f"{planting} {scheme.name}: {value:.4f}")
+        for row in rows:
+            value = row_perplexity(amplified, row, batches)
+            cells.append(Cell(row.name, planting, value))
+            progress(f"{planting} {row.name}: {value:.4f}")
     described = {"train": len(corpus.train), "validation": len(corpus.validation), "digest": corpus.digest}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
     return Table1(settings, tuple(cells), described, versions)
 
 
-def scheme_perplexity(model: LanguageModel, scheme: Scheme, batches: Sequence[Tensor]) -> float:
-    """Perplexity with the model compiled under a scheme; the int8 products are integer products.
+def row_perplexity(model: LanguageModel, row: Row, batches: Sequence[Tensor]) -> float:
+    """Perplexity with the model compiled under a row's options; the int8 products are integer products.
 
     The eager lowering runs the ops as they are, so that no C++ compiler is needed.
     """
-    if scheme.options is None:
+    if row.options is None:
         return perplexity(model, batches)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="int8mixed", options={**scheme.options, "lowering": "eager"})
+    compiled = torch.compile(model, backend="int8mixed", options={**row.options, "lowering": "eager"})
     return perplexity(compiled, batches)

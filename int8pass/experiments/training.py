@@ -40,7 +40,7 @@ class TrainingSettings:
 
 
 QUICK = TrainingSettings(
-    ModelSize(width=64, depth=2, heads=2, context=64), steps=150, batch=8, learning_rate=4e-3, corpus_limit=1 << 20
+    ModelSize(width=64, depth=2, heads=2, context=64), steps=300, batch=8, learning_rate=4e-3, corpus_limit=1 << 20
 )
 
 

@@ -21,7 +21,7 @@ def run_example(name, folder, *options):
 
 def test_paper_table1_trains_once_and_writes_its_files(tmp_path):
     first = run_example("paper_table1.py", tmp_path)
-    assert "training: 150 of 150" in first.stderr and "planted, not learned" in " ".join(first.stdout.split())
+    assert "training: 300 of 300" in first.stderr and "planted, not learned" in " ".join(first.stdout.split())
     cells = json.loads((tmp_path / "table1" / "table1.json").read_text(encoding="utf-8"))["cells"]
     assert f"{cells[-1]['perplexity']:.4f}" in first.stdout
     assert (tmp_path / "table1" / "table1.png").read_bytes().startswith(b"\x89PNG")
