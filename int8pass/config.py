@@ -148,6 +148,19 @@ class Int8MixedConfig:
                 f"scheme {names}, or leave out {' and '.join(useless)}"
             )
 
+    def with_scheme(self, scheme: str | Scheme, threshold: float | None = None) -> "Int8MixedConfig":
+        """These options under another scheme. threshold: None keeps this one, or takes the scheme's own for 0.0.
+
+        Where the scheme has no outlier branch, the options that only such a branch reads go back to their defaults.
+        """
+        chosen = scheme_named(scheme)
+        if not chosen.decomposition:
+            return dataclasses.replace(
+                self, scheme=chosen, threshold=None, outliers="column", outlier_weights=None, profile=None
+            )
+        kept = threshold if threshold is not None else self.threshold or None
+        return dataclasses.replace(self, scheme=chosen, threshold=kept)
+
     @property
     def keeps_original_weights(self) -> bool:
         """Whether the outlier branch reads the float weight."""
