@@ -81,6 +81,7 @@ def export_onnx(
 
 def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: Target) -> Int8MixedConfig:
     """The options as a file can keep them. Raises ConfigError."""
+    config.require_break_even_off("export_onnx")
     if outlier_columns not in OUTLIER_COLUMNS:
         raise ConfigError(f"outlier_columns must be 'profile' or 'runtime', not {outlier_columns!r}")
     mode = outlier_columns or ("profile" if config.profile is not None else "runtime")

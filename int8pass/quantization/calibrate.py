@@ -37,7 +37,7 @@ def calibrate(
     threshold in at least `min_batches` batches. progress: a bar on standard error. The model computes in float and is
     not changed. Raises CaptureError, ConfigError.
     """
-    config = Int8MixedConfig.from_options(options)
+    config = Int8MixedConfig.from_options(options, break_even="off")  # a profile is for any machine
     if config.profile is not None:
         raise ConfigError("calibrate makes a profile; leave 'profile' out of its options")
     if not isinstance(min_batches, int) or min_batches < 1:
