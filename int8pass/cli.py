@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from int8pass.arguments import (
+    BreakEven,
     Model,
     NoSkipModulesDefault,
     Outliers,
@@ -91,13 +92,22 @@ def report(
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
+    break_even: BreakEven = "off",
 ) -> None:
     """Run MODEL once in float and print what int8 would do to each of its Linears: decision, outliers, SNR, bytes."""
     if json not in (None, "-") and Path(json).exists() and not Path(json).is_file():
         raise ConfigError(f"--json {json}: not a file; '--json -' writes to the output")
     if html is not None and html.is_dir():
         raise ConfigError(f"--html {html}: a folder; name the file to write")
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, scheme=scheme)
+    config = config_of(
+        threshold,
+        outliers,
+        outlier_weights,
+        skip_modules,
+        no_skip_modules_default,
+        scheme=scheme,
+        break_even=break_even,
+    )
     result = explain_model(model, config, timings, tuple(SCHEMES) if schemes else ())
     if html is not None:
         result.to_html(html, title=f"int8pass report of {Path(model).name}")

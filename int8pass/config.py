@@ -37,7 +37,8 @@ class Int8MixedConfig:
         `re:` a regular expression matched from the start of the name.
     skip_modules_default: also skip `lm_head` and every weight tied to an embedding.
     free_weights: release each float weight once it is quantized; reading it later raises FreedWeightError.
-    break_even: "off", or "measured" (not available yet) to leave alone what int8 would make slower.
+    break_even: "off", or "measured" to leave alone what int8 would make slower: each Linear is timed once, as it is
+        lowered, at the rows of the call that is compiled for; times are kept in the user's cache folder.
     lowering: "inductor", or "eager" to run the ops as they are.
     mode: Inductor's mode, since torch.compile takes either mode or options.
     inductor: options passed on to Inductor.
@@ -100,8 +101,6 @@ class Int8MixedConfig:
             if not isinstance(self.dump_dir, str | os.PathLike):
                 raise ConfigError(f"dump_dir must be a path, not {self.dump_dir!r}")
             object.__setattr__(self, "dump_dir", str(self.dump_dir))
-        if self.break_even == "measured":
-            raise ConfigError("break_even='measured' is not available yet; leave it 'off'")
         if self.free_weights and self.outlier_weights == "original":
             raise ConfigError(
                 "outlier_weights='original' needs the float weights that free_weights=True releases; "
@@ -160,6 +159,15 @@ class Int8MixedConfig:
             )
         kept = threshold if threshold is not None else self.threshold or None
         return dataclasses.replace(self, scheme=chosen, threshold=kept)
+
+    def require_break_even_off(self, what: str) -> None:
+        """Raise ConfigError for what cannot tell how fast its Linears will be."""
+        if self.break_even != "off":
+            raise ConfigError(
+                f"break_even='measured' times Linears as torch.compile lowers them, and what {what} makes may run "
+                "elsewhere: leave it 'off', and put what is slower into skip_modules (`int8pass report --break-even "
+                "measured` names it)"
+            )
 
     @property
     def keeps_original_weights(self) -> bool:
