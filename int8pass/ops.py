@@ -112,7 +112,7 @@ def _int8_mm_fake(x_q, w_q):
 int8_mm = _define("int8_mm(Tensor x_q, Tensor w_q) -> Tensor", _int8_mm_fake, _int8_mm)
 
 
-# --- outlier_mm: x[:, O] @ W[:, O].T in float32; with w_scale, w holds int8 codes
+# --- outlier_mm: x[:, O] @ W[:, O].T in float32; with w_scale, w holds int8 codes, or is floating and read in 16 bits
 
 
 def _outlier_mm(x, mask, w, w_scale=None):
@@ -190,25 +190,27 @@ gathered_mm = _define(
 )
 
 
-# --- column_mm: x[:, columns] @ w + bias in float32, for columns known beforehand; w: [J, N] floating
+# --- column_mm: x[:, columns] @ (w * w_scale) + bias in float32, for columns known beforehand; w: [J, N] 16-bit
 
 
-def _column_mm(x, columns, w, bias=None):
+def _column_mm(x, columns, w, w_scale=None, bias=None):
     features = x.reshape(-1, x.shape[-1])[:, list(columns)].float()
     result = torch.zeros((features.shape[0], w.shape[1]), device=x.device)
     # in place is not autocast, so an enclosing autocast region cannot round the product
-    result.addmm_(features, w.float())
+    result.addmm_(features, w.float() if w_scale is None else w.float() * w_scale)
     if bias is not None:
         result += bias.float()
     return result.reshape(*x.shape[:-1], w.shape[1])
 
 
-def _column_mm_fake(x, columns, w, bias=None):
+def _column_mm_fake(x, columns, w, w_scale=None, bias=None):
     return x.new_empty((*x.shape[:-1], w.shape[1]), dtype=torch.float32)
 
 
 column_mm = _define(
-    "column_mm(Tensor x, int[] columns, Tensor w, Tensor? bias=None) -> Tensor", _column_mm_fake, _column_mm
+    "column_mm(Tensor x, int[] columns, Tensor w, Tensor? w_scale=None, Tensor? bias=None) -> Tensor",
+    _column_mm_fake,
+    _column_mm,
 )
 
 

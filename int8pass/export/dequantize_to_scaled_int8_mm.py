@@ -9,7 +9,7 @@ after:
     %scaled_int8_mm : f32[4, 32] = int8pass.scaled_int8_mm(%quantize_per_token, %scale_per_token,
         %weight_inputs_first, %weight_scale, %gathered_mm, %bias, float32)
 and where the mask is a `column_mask`, of calibrated columns, in place of %gathered_mm and %bias:
-    %column_mm : f32[4, 32] = int8pass.column_mm(%x, (3, 7), %weight_columns, %bias)
+    %column_mm : f32[4, 32] = int8pass.column_mm(%x, (3, 7), %weight_columns, %weight_scale, %bias)
 """
 
 import torch
@@ -61,6 +61,8 @@ def _outlier_part(
         return insert(node, ops.gathered_mm, x, mask, *weight)
     columns = tuple(mask.args[1])
     expression = program.weight_inputs[codes.name].expression
-    rows = program.quantized(expression).columns(columns, original=value_of(columns_of).dtype is not torch.int8)
+    original = value_of(columns_of).dtype is not torch.int8
+    rows, in_units_of_scale = program.quantized(expression).columns(columns, original)
     constant = program.add_constant(f"{program.source(expression).name}_columns", rows)
-    return insert(node, ops.column_mm, x, columns, constant, node.args[4])
+    unit = weight[1] if in_units_of_scale else None
+    return insert(node, ops.column_mm, x, columns, constant, unit, node.args[4])

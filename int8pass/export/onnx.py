@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,9 @@ def _onnx_model(converted: ExportedProgram, program: StreamedProgram, target: Ta
                 custom_translation_table=translations.translations(target),
                 opset_version=opset,
                 verbose=False,
-                optimize=True,
+                optimize=False,
             )
+            _optimize(written, program.constants)
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(f"torch.onnx could not write this model: {_root_cause(error)}") from error
     names = converted.graph_signature.inputs_to_buffers
@@ -156,6 +157,17 @@ def _onnx_model(converted: ExportedProgram, program: StreamedProgram, target: Ta
     }
     after_passes.run(written.model, weights)
     return written.model
+
+
+def _optimize(written: torch.onnx.ONNXProgram, kept: Iterable[str]) -> None:
+    """torch.onnx's own optimizer, which computes what depends on small constants alone; `kept` stay as they are."""
+    initializers = written.model.graph.initializers
+    hidden = {initializers[name]: initializers[name].const_value for name in kept if name in initializers}
+    for value in hidden:
+        value.const_value = None
+    written.optimize()
+    for value, tensor in hidden.items():
+        value.const_value = tensor
 
 
 def _root_cause(error: BaseException) -> str:
@@ -169,13 +181,18 @@ def _root_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.onnx logs that it cannot read annotations of translation functions, and packages that it misses."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """torch.onnx logs that it cannot read annotations of translation functions, and packages that it misses.
+
+    onnx_ir logs each initializer whose value its optimizer does not see.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

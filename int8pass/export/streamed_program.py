@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from int8pass.program import Program
+from int8pass.quantization.columns import kept_columns
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import QuantizedWeight, quantize_weight
+from int8pass.weights import quantize_weight
 
 _LARGEST_HELD = 2**16  # elements
 
@@ -51,12 +52,14 @@ class StreamedWeight:
         """The codes, int8[K, N], inputs first."""
         return quantize_weight(self._read()).codes.t().contiguous()
 
-    def columns(self, columns: tuple[int, ...], original: bool) -> Tensor:
-        """Rows of inputs, [J, N]: of the float weight in its own dtype, or rebuilt from the codes in float32."""
+    def columns(self, columns: tuple[int, ...], original: bool) -> tuple[Tensor, bool]:
+        """Rows of inputs, 16-bit [J, N], of the float weight or of the codes; and whether `scale` is their unit."""
+        weight = self._read()
         if original:
-            return self._read()[:, list(columns)].t().contiguous()
-        quantized: QuantizedWeight = quantize_weight(self._read())
-        return (quantized.codes[:, list(columns)].float() * quantized.scale[:, None]).t().contiguous()
+            kept, unit = kept_columns(weight[:, list(columns)], self.scale)
+        else:
+            kept, unit = quantize_weight(weight).codes[:, list(columns)].to(torch.float16), self.scale
+        return kept.t().contiguous(), unit is not None
 
 
 @dataclass

@@ -89,9 +89,16 @@ def translations(target: Target) -> dict[OpOverload, Callable]:
         weight = op.Mul(op.Cast(op.Gather(w_q, columns, axis=0), to=ir.DataType.FLOAT), w_scale)
         return op.MatMul(features, weight)
 
-    def column_mm(x: ir.Value, columns: Sequence[int], w: ir.Value, bias: ir.Value | None = None) -> ir.Value:
+    def column_mm(
+        x: ir.Value,
+        columns: Sequence[int],
+        w: ir.Value,
+        w_scale: ir.Value | None = None,
+        bias: ir.Value | None = None,
+    ) -> ir.Value:
         positions = _constant(np.array(columns, dtype=np.int64))
         features, weight = _float32(op.Gather(x, positions, axis=-1), x.dtype), _float32(w)
+        weight = weight if w_scale is None else op.Mul(weight, w_scale)
         if bias is not None:  # a row of the weight, for a feature that is 1: one pass over the result less
             pads, one = _constant(np.array([0, 1], dtype=np.int64)), _constant(np.float32(1))
             features = op.Pad(features, pads, one, _constant(_FEATURES))

@@ -39,7 +39,7 @@ TABLE: dict[OpOverload, Signature] = {
     ops.dequantize: Signature((INT32, FLOAT32, FLOAT32, FLOAT32, FLOATS), FLOATS),
     ops.scaled_int8_mm: Signature((INT8, FLOAT32, INT8, FLOAT32, FLOAT32, FLOATS), FLOATS),
     ops.gathered_mm: Signature((FLOATS, BOOL, INT8, FLOAT32), FLOAT32),
-    ops.column_mm: Signature((FLOATS, FLOATS, FLOATS), FLOAT32),
+    ops.column_mm: Signature((FLOATS, (torch.float16, torch.bfloat16), FLOAT32, FLOATS), FLOAT32),
     ops.straight_through: Signature((FLOAT32, FLOATS, INT8, FLOAT32), FLOAT32),
     fused.cpu_quantize: Signature((FLOATS,), rank=None, results=(UINT8, FLOAT32, BOOL)),
     fused.cpu_linear: Signature((FLOATS, UINT8, FLOAT32, BOOL, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),

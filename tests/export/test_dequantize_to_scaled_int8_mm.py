@@ -47,7 +47,7 @@ def test_calibrated_columns():
         "%column_mask : bool[32] = int8pass.column_mask(%input, (3, 7))",
         "%scale_per_token : f32[4] = int8pass.scale_per_token(%input, %column_mask)",
         "%quantize_per_token : i8[4, 32] = int8pass.quantize_per_token(%input, %scale_per_token, %column_mask)",
-        "%column_mm : f32[4, 16] = int8pass.column_mm(%input, (3, 7), %p_weight_columns, %p_bias)",
+        "%column_mm : f32[4, 16] = int8pass.column_mm(%input, (3, 7), %p_weight_columns, %p_weight_scale, %p_bias)",
         "%scaled_int8_mm : f32[4, 16] = int8pass.scaled_int8_mm(%quantize_per_token, %scale_per_token, "
         "%p_weight_inputs_first, %p_weight_scale, %column_mm, None, float32)",
     ]
