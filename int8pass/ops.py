@@ -155,15 +155,30 @@ dequantize = _define(
 DECOMPOSITIONS[dequantize] = _dequantize
 
 
-# --- scaled_int8_mm: int8_mm and dequantize in one, as files hold it; w_q: int8[K, N], inputs first
+# --- pad_features: x in float32 with zeros behind its K features, up to `features`
+
+
+def _pad_features(x, features):
+    return torch.nn.functional.pad(x.float(), (0, features - x.shape[-1])).contiguous()
+
+
+def _pad_features_fake(x, features):
+    return x.new_empty((*x.shape[:-1], features), dtype=torch.float32)
+
+
+pad_features = _define("pad_features(Tensor x, int features) -> Tensor", _pad_features_fake, _pad_features)
+
+
+# --- scaled_int8_mm: int8_mm and dequantize in one, as files hold it; w_q: int8[K, N or more], inputs first
 
 
 def _scaled_int8_mm(x_q, x_scale, w_q, w_scale, outlier, bias, dtype):
-    return _dequantize(_int8_mm(x_q, w_q.t()), x_scale, w_scale, outlier, bias, dtype)
+    sums = _int8_mm(x_q, w_q[:, : w_scale.shape[0]].t())
+    return _dequantize(sums, x_scale, w_scale, outlier, bias, dtype)
 
 
 def _scaled_int8_mm_fake(x_q, x_scale, w_q, w_scale, outlier, bias, dtype):
-    return x_q.new_empty((*x_q.shape[:-1], w_q.shape[1]), dtype=dtype)
+    return x_q.new_empty((*x_q.shape[:-1], w_scale.shape[0]), dtype=dtype)
 
 
 scaled_int8_mm = _define(
@@ -174,15 +189,15 @@ scaled_int8_mm = _define(
 )
 
 
-# --- gathered_mm: outlier_mm over a weight that lies inputs first; w_q: int8[K, N]
+# --- gathered_mm: outlier_mm over a weight that lies inputs first; w_q: int8[K, N or more]
 
 
 def _gathered_mm(x, mask, w_q, w_scale):
-    return _outlier_mm(x, mask, w_q.t(), w_scale)
+    return _outlier_mm(x, mask, w_q[:, : w_scale.shape[0]].t(), w_scale)
 
 
 def _gathered_mm_fake(x, mask, w_q, w_scale):
-    return x.new_empty((*x.shape[:-1], w_q.shape[1]), dtype=torch.float32)
+    return x.new_empty((*x.shape[:-1], w_scale.shape[0]), dtype=torch.float32)
 
 
 gathered_mm = _define(

@@ -249,4 +249,7 @@ def test_opcheck_of_the_ops_of_files():
     torch.library.opcheck(ops.column_mask, (x, (2, 3)))
     torch.library.opcheck(ops.column_mm, (x, (2, 3), torch.randn(2, N).half(), torch.rand(N), torch.randn(N)))
     torch.library.opcheck(ops.gathered_mm, (x, mask, w_q, torch.rand(N)))
+    torch.library.opcheck(ops.gathered_mm, (x, mask, w_q, torch.rand(N - 1)))
+    torch.library.opcheck(ops.pad_features, (x, 32))
+    torch.library.opcheck(ops.pad_features, (x, K))
     torch.library.opcheck(ops.scaled_int8_mm, (x_codes, scale, w_q, torch.rand(N), None, None, torch.float16))

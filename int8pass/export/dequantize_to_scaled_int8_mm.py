@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from int8pass import ops
-from int8pass.export.streamed_program import StreamedProgram
+from int8pass.export.streamed_program import StreamedProgram, inputs_first
 from int8pass.graph import insert, replace, value_of
 
 _Weight = tuple[fx.Node, fx.Node]  # codes int8[K, N], scale float32[N]
@@ -48,8 +48,8 @@ def _inputs_first(
         expression = program.weight_inputs[codes.name].expression
         return program.weight_input(expression, "inputs_first"), program.weight_input(expression, "scale")
     if codes not in int8_linears:
-        first = program.add_constant(f"{codes.name}_inputs_first", program.tensors[codes.name].tensor.t().contiguous())
-        int8_linears[codes] = (first, scale)
+        transposed = inputs_first(program.tensors[codes.name].tensor, program.multiple)
+        int8_linears[codes] = (program.add_constant(f"{codes.name}_inputs_first", transposed), scale)
     return int8_linears[codes]
 
 

@@ -19,6 +19,7 @@ from int8pass.config import Int8MixedConfig
 from int8pass.convert import as_exported
 from int8pass.errors import ConfigError, ExportError, MissingDependencyError
 from int8pass.export.dequantize_to_scaled_int8_mm import dequantize_to_scaled_int8_mm
+from int8pass.export.pad_quantized_features import pad_quantized_features
 from int8pass.export.runtime import require_one_onnxruntime
 from int8pass.export.streamed_program import StreamedProgram
 from int8pass.export.targets import Target, target_named
@@ -29,7 +30,10 @@ from int8pass.notices import warn_where_nothing_happened
 from int8pass.pipeline import Pass
 
 OUTLIER_COLUMNS = (None, "profile", "runtime")
-PASSES: tuple[Pass, ...] = (Pass("dequantize_to_scaled_int8_mm", dequantize_to_scaled_int8_mm),)
+PASSES: tuple[Pass, ...] = (
+    Pass("dequantize_to_scaled_int8_mm", dequantize_to_scaled_int8_mm),
+    Pass("pad_quantized_features", pad_quantized_features),
+)
 
 
 def export_onnx(
@@ -49,7 +53,7 @@ def export_onnx(
     model_or_program, args, kwargs, dynamic_shapes: as in `convert`. options: see Int8MixedConfig. The file holds each
     weight once, as int8 [K, N] with float32 scales; past 2 GB the weights lie beside it, in `path` + ".data".
     target: "onnxruntime-cpu", "onnxruntime-cuda" (not yet run) or "tensorrt" (not yet run).
-    outlier_columns: "profile", those of options["profile"], as constants with float weight columns; "runtime", found
+    outlier_columns: "profile", those of options["profile"], as constants with 16-bit weight columns; "runtime", found
     in each call as the backend does, with columns dequantized from int8. None: "profile" where options name one.
     threshold 0.0: no outlier branch. opset: of the ONNX standard operators, 18 or later; None: torch.onnx's default.
 
@@ -63,7 +67,7 @@ def export_onnx(
     _require_packages(chosen)
     require_writable(path)
     exported = as_exported(model_or_program, args, kwargs, dynamic_shapes)
-    program = _program(exported, config)
+    program = _program(exported, config, chosen)
     tap = Dump.for_config(config.dump_dir)
     pipeline.run(program, tap)
     warn_where_nothing_happened(program)
@@ -127,9 +131,9 @@ def _require_rules(path: Path, target: Target) -> None:
         raise ExportError(f"the file for {target.name} was not written, as it would break rules of it:\n{broken}")
 
 
-def _program(exported: ExportedProgram, config: Int8MixedConfig) -> StreamedProgram:
+def _program(exported: ExportedProgram, config: Int8MixedConfig, target: Target) -> StreamedProgram:
     program = program_from_exported(exported, config)
-    return StreamedProgram(program.graph_module, program.tensors, config)
+    return StreamedProgram(program.graph_module, program.tensors, config, multiple=target.multiple)
 
 
 def _onnx_model(converted: ExportedProgram, program: StreamedProgram, target: Target, opset: int | None) -> Any:

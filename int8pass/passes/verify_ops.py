@@ -37,6 +37,7 @@ TABLE: dict[OpOverload, Signature] = {
     ops.int8_mm: Signature((INT8, INT8), INT32),
     ops.outlier_mm: Signature((FLOATS, BOOL, (*FLOATS, torch.int8), FLOAT32), FLOAT32),
     ops.dequantize: Signature((INT32, FLOAT32, FLOAT32, FLOAT32, FLOATS), FLOATS),
+    ops.pad_features: Signature((FLOATS,), FLOAT32),
     ops.scaled_int8_mm: Signature((INT8, FLOAT32, INT8, FLOAT32, FLOAT32, FLOATS), FLOATS),
     ops.gathered_mm: Signature((FLOATS, BOOL, INT8, FLOAT32), FLOAT32),
     ops.column_mm: Signature((FLOATS, (torch.float16, torch.bfloat16), FLOAT32, FLOATS), FLOAT32),

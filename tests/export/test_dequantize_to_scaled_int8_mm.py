@@ -14,13 +14,13 @@ from int8pass.passes.verify_ops import verify_ops
 from tests.linear_models import activation, exported, frozen
 
 
-def rewritten(**options):
+def rewritten(multiple=1, **options):
     torch.manual_seed(0)
     model, x = frozen(nn.Linear(32, 16)), activation(4)
     if options.pop("profiled", False):
         options["profile"] = calibrate(model, [x], progress=False)
     made = program_from_exported(exported(model, x), Int8MixedConfig(**options))
-    program = StreamedProgram(made.graph_module, made.tensors, made.config)
+    program = StreamedProgram(made.graph_module, made.tensors, made.config, multiple=multiple)
     pipeline.run(pipeline.run(program), passes=PASSES)
     verify_ops(program)
     return program
