@@ -32,7 +32,8 @@ class Int8MixedConfig:
     outlier_weights: what the outlier branch multiplies with: "original" 16/32-bit columns, or columns "dequantized"
         from int8. None resolves to "original", and with free_weights to "dequantized".
     profile: a Profile of `int8pass.calibrate`, or the path of one: the outlier columns of each Linear are those that it
-        names, whatever x holds. Checked against the model: ProfileError names the first layer that differs.
+        names, whatever x holds, and their "original" weights count in 16 bits. Checked against the model: ProfileError
+        names the first layer that differs.
     skip_modules: names relative to the compiled module; a dotted name means it and all below it, `*` makes a glob,
         `re:` a regular expression matched from the start of the name.
     skip_modules_default: also skip `lm_head` and every weight tied to an embedding.
