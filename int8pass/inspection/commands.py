@@ -11,11 +11,13 @@ from rich.markup import escape
 
 from int8pass import pipeline
 from int8pass.arguments import (
+    BreakEven,
     Model,
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
     Profile,
+    SchemeName,
     SkipModules,
     Threshold,
     config_of,
@@ -31,6 +33,7 @@ from int8pass.inspection.loading import explain_loaded, explain_model, loaded_mo
 from int8pass.inspection.onnx_file import STAGE as FILE_STAGE
 from int8pass.inspection.onnx_file import is_onnx_file
 from int8pass.inspection.stages import Stage
+from int8pass.quantization.scheme import DEFAULT
 
 MODEL_FILE = "model.onnx"  # of --format onnx, beside the stages
 STAGES = ("captured", *(step.name for step in pipeline.PASSES))
@@ -56,12 +59,14 @@ def dump(
         str | None,
         typer.Option(metavar="GLOB", help="Only the modules that match, with all below them: 'encoder.layer.0'."),
     ] = None,
-    threshold: Threshold = 6.0,
+    scheme: SchemeName = DEFAULT.name,
+    threshold: Threshold = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
     profile: Profile = None,
+    break_even: BreakEven = "off",
 ) -> None:
     """Run the pass on MODEL and show its graph after every stage.
 
@@ -77,7 +82,16 @@ def dump(
     if form not in FORMATS:
         raise ConfigError(f"there is no format {form!r}; the formats are: {', '.join(FORMATS)}")
     chosen = target_named(target)
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile)
+    config = config_of(
+        threshold,
+        outliers,
+        outlier_weights,
+        skip_modules,
+        no_skip_modules_default,
+        profile=profile,
+        scheme=scheme,
+        break_even=break_even,
+    )
     loaded = None if is_file else loaded_model(model)
     report = explain_model(model, config) if loaded is None else explain_loaded(loaded, config)
     if not report.stages:
@@ -157,7 +171,8 @@ def debug(
         bool, typer.Option("--no-compile", help="Leave out the run of the compiled model, which takes the longest.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-    threshold: Threshold = 6.0,
+    scheme: SchemeName = DEFAULT.name,
+    threshold: Threshold = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
@@ -165,7 +180,9 @@ def debug(
     profile: Profile = None,
 ) -> None:
     """Find the layer where MODEL in int8 leaves its float results, and what would repair that."""
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile)
+    config = config_of(
+        threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile, scheme=scheme
+    )
     loaded = loaded_model(model)
     with Console(stderr=True).status("running the model") as status:
         found = diagnose(

@@ -15,6 +15,8 @@ from int8pass.config import Int8MixedConfig
 from int8pass.errors import Int8PassError
 from int8pass.program import Program, WeightInput
 
+_RESULTS = (ops.dequantize, ops.dequantize_asymmetric)
+
 
 def run_compiled(
     model_or_program: nn.Module | ExportedProgram,
@@ -60,7 +62,7 @@ def _compiled(program: Program, example_inputs: list, linears: list[tuple[str, T
 
 def _return_linears_too(program: Program) -> list[str]:
     """Append every rewritten Linear's result to the graph's outputs. Returns their modules."""
-    results = [node for node in program.graph.nodes if node.target is ops.dequantize and _weight(program, node)]
+    results = [node for node in program.graph.nodes if node.target in _RESULTS and _weight(program, node)]
     output = program.graph.output_node()
     output.args = ((*output.args[0], *results),)
     return [program.tensors[_weight(program, node).expression.root].module for node in results]

@@ -16,6 +16,7 @@ from int8pass.inspection.explain import missed_columns
 from int8pass.inspection.float_run import FloatRuns, LinearCall, float_runs, without_free
 from int8pass.inspection.observation import decibels
 from int8pass.inspection.weight_facts import WeightFacts, unusual, weight_facts
+from int8pass.quantization.scheme import SCHEMES, Scheme
 from int8pass.torch_private import tree_leaves
 
 HIDDEN_DB = 5.0  # what the largest columns, taken as outliers, must gain to be called hidden outliers
@@ -130,7 +131,7 @@ class _Doctor:
     def _repairs(self, suspect: LayerError) -> Iterator[Repair]:
         """What might help the suspect, mildest first; last, to leave it in float."""
         candidates = list(_candidates(self._config))
-        configs = [dataclasses.replace(self._config, **{option: value}) for option, value in candidates]
+        configs = [_changed(self._config, option, value) for option, value in candidates]
         own = self._own_under(suspect.module, configs)
         for (option, value), config, ratio in zip(candidates, configs, own, strict=True):
             self._progress(f"with {option}={value!r}")
@@ -176,9 +177,25 @@ def _candidates(config: Int8MixedConfig) -> Iterator[tuple[str, Any]]:
         return
     if config.outliers == "token" and config.threshold:
         yield "outliers", "column"
+    if not config.scheme.decomposition:
+        yield "scheme", _with_decomposition(config.scheme)
+        return
     for threshold in THRESHOLDS:
         if config.threshold == 0.0 or threshold < config.threshold:
             yield "threshold", threshold
+
+
+def _with_decomposition(scheme: Scheme) -> str:
+    symmetric = scheme.activations.symmetric
+    return next(
+        each.name for each in SCHEMES.values() if each.decomposition and each.activations.symmetric == symmetric
+    )
+
+
+def _changed(config: Int8MixedConfig, option: str, value: Any) -> Int8MixedConfig:
+    """The config with one option changed; another scheme has a threshold of its own."""
+    own = {"threshold": None} if option == "scheme" else {}
+    return dataclasses.replace(config, **{option: value, **own})
 
 
 def _hidden_outliers(call: LinearCall, config: Int8MixedConfig, y: Tensor) -> str:
@@ -186,6 +203,8 @@ def _hidden_outliers(call: LinearCall, config: Int8MixedConfig, y: Tensor) -> st
 
     y: its output under `config`.
     """
+    if not config.scheme.decomposition:
+        return ""
     if config.profile is not None:
         return _missed_outliers(call, config, y)
     peaks = call.x.reshape(-1, call.x.shape[-1]).abs().amax(0).float().sort(descending=True).values

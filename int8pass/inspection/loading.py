@@ -1,5 +1,6 @@
 """What the commands start with: a MODEL that is loaded and run once, or an exported file that is read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,26 +20,28 @@ def loaded_model(spec: str) -> LoadedModel:
         return load_model(spec)
 
 
-def explain_model(spec: str, config: Int8MixedConfig, timings: bool = False) -> Report:
+def explain_model(spec: str, config: Int8MixedConfig, timings: bool = False, schemes: Sequence[str] = ()) -> Report:
     """Explain a MODEL or an exported ONNX file, saying on a terminal what is going on.
 
     Raises ModelError, CaptureError, ProfileError; OnnxFileError for a file, and ConfigError where options are given.
     """
     if is_onnx_file(spec):
-        _require_no_options(spec, config, timings)
+        _require_no_options(spec, config, timings or bool(schemes))
         with Console(stderr=True).status(f"reading {escape(spec)}"):
             return explain_file(Path(spec))
-    return explain_loaded(loaded_model(spec), config, timings)
+    return explain_loaded(loaded_model(spec), config, timings, schemes)
 
 
-def explain_loaded(loaded: LoadedModel, config: Int8MixedConfig, timings: bool = False) -> Report:
+def explain_loaded(
+    loaded: LoadedModel, config: Int8MixedConfig, timings: bool = False, schemes: Sequence[str] = ()
+) -> Report:
     """Explain a loaded MODEL, saying so on a terminal. Raises CaptureError, ProfileError."""
     with Console(stderr=True).status("running the model in float, with each Linear's int8 form beside it"):
-        return explain(loaded.model, loaded.args, loaded.kwargs, options=config, timings=timings)
+        return explain(loaded.model, loaded.args, loaded.kwargs, options=config, timings=timings, schemes=schemes)
 
 
-def _require_no_options(spec: str, config: Int8MixedConfig, timings: bool) -> None:
+def _require_no_options(spec: str, config: Int8MixedConfig, measured: bool) -> None:
     if config != Int8MixedConfig():
         raise ConfigError(f"{spec!r} is an ONNX file, whose options were chosen when it was exported: leave them out")
-    if timings:
-        raise ConfigError(f"--timings runs a model in PyTorch, and {spec!r} is an ONNX file: name the model itself")
+    if measured:
+        raise ConfigError(f"--timings and --schemes run a model, and {spec!r} is an ONNX file: name the model itself")

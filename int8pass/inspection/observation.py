@@ -1,13 +1,15 @@
 """What one Linear meets while a model runs in float: outlier columns, the int8 form's error, the levels it uses."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from int8pass import ops
+from int8pass.composition import call_op, quantize_activation
 from int8pass.inspection.timing import Timing
 from int8pass.quantization.absmax import INT8_MAX
+from int8pass.quantization.scheme import ActivationQuantization
 
 LEVELS = 2 * INT8_MAX + 1  # -127 ... 127
 _PEAKS_KEPT = 64
@@ -53,9 +55,10 @@ class Observation:
     scales: list[Tensor] = field(default_factory=list)
     peaks: Tensor | None = None
     timing: Timing | None = None
+    scheme_noise: Counter[str] = field(default_factory=Counter)  # energy of the error, by scheme
 
-    def add(self, x: Tensor, y: Tensor, y_int8: Tensor, mask: Tensor | None) -> None:
-        """Take in one call: x [..., K], the float result, that of the int8 form, and which features were outliers.
+    def add(self, x: Tensor, y: Tensor, y_int8: Tensor, form: ActivationQuantization, mask: Tensor | None) -> None:
+        """Take in one call: x [..., K], the float result, that of the int8 form, how x became int8, and its outliers.
 
         mask: bool[K], bool[..., K] or None.
         """
@@ -64,9 +67,10 @@ class Observation:
         rows = x.reshape(-1, x.shape[-1])
         if mask is not None and mask.dim() > 1:
             mask = mask.reshape(-1, mask.shape[-1])
-        scale = ops.scale_per_token(rows, mask)
-        self.counts += level_counts(ops.quantize_per_token(rows, scale, mask))
-        self.scales.append(scale.cpu())
+        quantized = quantize_activation(call_op, form, rows, mask)
+        inside = quantized.codes if mask is None else quantized.codes[torch.logical_not(mask).expand(rows.shape)]
+        self.counts += level_counts(inside)
+        self.scales.append(quantized.scale.cpu())
         if mask is not None:
             self._add_outliers(rows, mask)
         if len(rows):
@@ -77,7 +81,6 @@ class Observation:
         taken = int(mask.sum()) * (len(rows) if mask.dim() == 1 else 1)
         self.columns |= set(mask.reshape(-1, mask.shape[-1]).any(0).nonzero().flatten().tolist())
         self.outlier_values += taken
-        self.counts[INT8_MAX] -= taken  # the int8 part holds zeros in their place
 
     @property
     def snr_db(self) -> float | None:

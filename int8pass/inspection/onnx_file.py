@@ -1,22 +1,31 @@
 """A report of an ONNX file that int8pass exported: what its metadata, its weights and its graph tell, without a run."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from int8pass.errors import OnnxFileError
-from int8pass.inspection.observation import Details, Levels, level_counts, levels
+from int8pass.inspection.observation import Details, level_counts, levels
 from int8pass.inspection.onnx_stage import file_stage
 from int8pass.inspection.report import Report, Row
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from int8pass.export.tensorrt.onnx_graph import OnnxGraph
 
+_COLUMN_BYTES = 2  # columns of a profile are kept in 16 bits
 SUFFIX = ".onnx"
 STAGE = "file"  # the one stage that a file has
+
+
+class Int8Weight(NamedTuple):
+    """Tensors of a file. codes: int8[K, N], or padded; scale: float32[N]."""
+
+    codes: "ir.TensorProtocol"
+    scale: "ir.TensorProtocol"
 
 
 def is_onnx_file(spec: str | Path) -> bool:
@@ -34,18 +43,20 @@ def explain_file(path: Path) -> Report:
 
     graph = load_graph(path)
     facts = _facts(graph, path)
-    rows = [_row(linear, facts["options"]["outlier_weights"]) for linear in facts["linears"]]
+    weights = _int8_weights(facts["linears"], graph)
+    rows = list(map(_row, facts["linears"], weights))
     stage = file_stage(STAGE, graph, {row.weight for row in rows if row.weight})
     places = {node.module: place for place, node in reversed(list(enumerate(stage.nodes))) if node.kind == "call"}
-    rows.sort(key=lambda row: places.get(row.module, len(stage.nodes)))
+    order = sorted(range(len(rows)), key=lambda number: places.get(rows[number].module, len(stage.nodes)))
     return Report(
-        tuple(rows),
+        tuple(rows[number] for number in order),
         threshold=facts["options"]["threshold"],
         outliers=facts["options"]["outliers"],
+        scheme=facts["options"]["scheme"],
         profile=facts["options"]["profile"] or "",
         file=path.name,
         stages=((stage,),),
-        details=_details(rows, graph),
+        details=tuple(_details(rows[number], weights[number]) for number in order),
     )
 
 
@@ -67,13 +78,30 @@ def _facts(graph: "OnnxGraph", path: Path) -> dict[str, Any]:
     return {name: json.loads(text) for name, text in texts.items()}
 
 
-def _row(linear: dict[str, Any], outlier_weights: str | None) -> Row:
+def _int8_weights(linears: list[dict[str, Any]], graph: "OnnxGraph") -> list[Int8Weight | None]:
+    """Of each Linear, its int8 weight. Views of one weight are numbered in the order in which they were rewritten."""
+    tensors = {name: value.const_value for name, value in graph.model.graph.initializers.items()}
+    views: dict[str, list[str]] = {}
+    found: list[Int8Weight | None] = []
+    for linear in linears:
+        seen = views.setdefault(linear["weight"], [])
+        if not linear["reason"] and linear["view"] not in seen:
+            seen.append(linear["view"])
+        number = seen.index(linear["view"]) if linear["view"] in seen else 0
+        names = (f"{linear['weight']}_{part}" + (f"_{number}" if number else "") for part in ("inputs_first", "scale"))
+        codes, scale = map(tensors.get, names)
+        is_int8 = not linear["reason"] and codes is not None and scale is not None
+        found.append(Int8Weight(codes, scale) if is_int8 else None)
+    return found
+
+
+def _row(linear: dict[str, Any], weight: Int8Weight | None) -> Row:
     rewritten, columns = not linear["reason"], linear["outlier_columns"]
     shape = None if linear["weight_shape"] is None else tuple(linear["weight_shape"])
     size = linear["weight_bytes"]
     if rewritten:
-        float_size = 4 if outlier_weights == "dequantized" else linear["weight_bytes"] // (shape[0] * shape[1])
-        size = linear["int8_bytes"] + len(columns or ()) * shape[0] * float_size
+        int8 = linear["int8_bytes"] if weight is None else weight.codes.nbytes + weight.scale.nbytes
+        size = int8 + _COLUMN_BYTES * len(columns or ()) * shape[0]
     return Row(
         module=linear["module"],
         operation=linear["operation"],
@@ -92,22 +120,9 @@ def _row(linear: dict[str, Any], outlier_weights: str | None) -> Row:
     )
 
 
-def _details(rows: Iterable[Row], graph: "OnnxGraph") -> tuple[Details, ...]:
-    """The int8 weights of each row. Views of one weight are numbered in the order in which they were rewritten."""
-    tensors = {name: value.const_value for name, value in graph.model.graph.initializers.items()}
-    views: dict[str, list[str]] = {}
-    found = []
-    for row in rows:
-        seen = views.setdefault(row.weight, [])
-        if row.view not in seen:
-            seen.append(row.view)
-        number = f"_{seen.index(row.view)}" if seen.index(row.view) else ""
-        codes, scale = (tensors.get(f"{row.weight}_{part}{number}") for part in ("inputs_first", "scale"))
-        known = row.rewritten and codes is not None and scale is not None
-        found.append(Details(0, "", weights=_levels(codes, scale) if known else None))
-    return tuple(found)
-
-
-def _levels(codes: Any, scale: Any) -> Levels | None:
-    """Of ONNX tensors int8[K, N] and float32[N]."""
-    return levels(level_counts(torch.from_numpy(codes.numpy().copy())), torch.from_numpy(scale.numpy().copy()))
+def _details(row: Row, weight: Int8Weight | None) -> Details:
+    if weight is None:
+        return Details(0, "")
+    outputs, features = row.weight_shape
+    codes = torch.from_numpy(weight.codes.numpy()[:features, :outputs].copy())  # without padding
+    return Details(0, "", weights=levels(level_counts(codes), torch.from_numpy(weight.scale.numpy().copy())))

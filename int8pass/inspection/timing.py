@@ -9,6 +9,7 @@ from torch import Tensor
 
 from int8pass import ops
 from int8pass.bench.timing import interleave, median
+from int8pass.composition import QuantizedActivation, call_op, dequantize, quantize_activation
 from int8pass.config import Int8MixedConfig
 from int8pass.inspection.float_run import LinearCall
 from int8pass.kernels.cpu import fused
@@ -39,13 +40,13 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
     """Time a Linear as compiled models run it, without what Inductor fuses around it. None: it cannot be int8."""
     if call.int8(config) is None:
         return None
-    held = call.graph.program.quantized(call.expression)
+    held = call.graph.program.quantized(call.expression, config.scheme)
     weight = QuantizedWeight(held.codes, held.scale)  # of its own: packing gives up the codes
     is_fused = (
         config.lowering == "inductor"
+        and config.scheme.has_default_form
         and call.x.device.type == "cpu"
         and call.x.shape[-1] <= fused.LARGEST_K
-        and not call.columns(config)  # profiled columns run op by op
         and fused.is_available()
     )
     calls = _fused_calls(call, weight, config) if is_fused else _op_calls(call, weight, config)
@@ -56,21 +57,26 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
 
 def _fused_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
     per_token = config.outliers == "token"
-    used = 0.0 if call.columns(config) == () else config.threshold
+    profiled = call.columns(config) if config.threshold else None
+    # what outliers are: a threshold, or 0.0 and the columns of a profile
+    rule = (config.threshold,) if profiled is None else (0.0, profiled) if profiled else (0.0,)
 
-    def whole(threshold: float) -> Tensor:
-        original = call.weight if config.keeps_original_weights and threshold else None
-        cache = None if original is None else weight.column_cache
+    def whole(threshold: float, *columns: tuple[int, ...]) -> Tensor:
+        original = call.weight if config.keeps_original_weights and (threshold or columns) else None
+        cache = None if original is None else weight.profiled_cache if columns else weight.column_cache
         return fused.cpu_int8_linear(
             call.x, weight.packed, weight.offset, weight.scale, call.bias, original, cache, threshold, per_token,
-            call.y.dtype,
+            call.y.dtype, *columns,
         )  # fmt: skip
 
+    def quantize(threshold: float, *columns: tuple[int, ...]) -> tuple[Tensor, ...]:
+        return fused.cpu_quantize(call.x, threshold, per_token, *columns)
+
     return {
-        "int8": functools.partial(whole, used),
+        "int8": functools.partial(whole, *rule),
         "plain": functools.partial(whole, 0.0),
-        "quantize": functools.partial(fused.cpu_quantize, call.x, used, per_token),
-        "quantize plain": functools.partial(fused.cpu_quantize, call.x, 0.0, per_token),
+        "quantize": functools.partial(quantize, *rule),
+        "quantize plain": functools.partial(quantize, 0.0),
     }
 
 
@@ -82,20 +88,22 @@ def _from_fused(seconds: dict[str, float]) -> Timing:
 
 
 def _op_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
-    def quantize() -> tuple[Tensor | None, Tensor, Tensor]:
+    def quantize() -> tuple[Tensor | None, QuantizedActivation]:
         mask = call.outlier_mask(config)
-        scale = ops.scale_per_token(call.x, mask)
-        return mask, scale, ops.quantize_per_token(call.x, scale, mask)
+        return mask, quantize_activation(call_op, config.scheme.activations, call.x, mask)
 
-    mask, scale, codes = quantize()
+    mask, quantized = quantize()
     columns = (call.weight,) if config.keeps_original_weights else (weight.codes, weight.scale)
-    sums = ops.int8_mm(codes, weight.codes)
+    if config.keeps_original_weights and config.profile is not None:
+        columns = (call.weight, weight.scale)  # in 16 bits
+    sums = ops.int8_mm(quantized.codes, weight.codes)
+    part = functools.partial(getattr, weight)
     outlier = None if mask is None else ops.outlier_mm(call.x, mask, *columns)
     calls: dict[str, Callable] = {
         "int8": functools.partial(call.int8, config),
         "quantize": quantize,
-        "gemm": functools.partial(ops.int8_mm, codes, weight.codes),
-        "dequantize": functools.partial(ops.dequantize, sums, scale, weight.scale, outlier, call.bias, call.y.dtype),
+        "gemm": functools.partial(ops.int8_mm, quantized.codes, weight.codes),
+        "dequantize": functools.partial(dequantize, call_op, sums, quantized, part, outlier, call.bias, call.y.dtype),
     }
     if mask is not None:
         calls["outliers"] = functools.partial(ops.outlier_mm, call.x, mask, *columns)
