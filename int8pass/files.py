@@ -9,6 +9,14 @@ from pathlib import Path
 
 from int8pass.errors import OutputError
 
+_CACHE_VARIABLE = "INT8PASS_CACHE_DIR"
+
+
+def cache_folder() -> Path:
+    """Where what is made once for this machine is kept: compiled kernels, measured times."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "int8pass"
+    return Path(os.environ.get(_CACHE_VARIABLE) or default)
+
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to `path`, as `write_bytes` does. Raises OutputError."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from int8pass.graph import value_of
 from int8pass.kernels.integer_matmul import integer_matmul
 from int8pass.kernels.outlier_product import outlier_product
-from int8pass.quantization.absmax import absmax_codes, absmax_scale
+from int8pass.quantization.absmax import absmax_codes, absmax_scale, absmax_tensor_scale
+from int8pass.quantization.zeropoint import asymmetric_codes, range_scale, range_zero_point
 from int8pass.torch_private import OpOverload
 
 NAMESPACE = "int8pass"
@@ -84,17 +85,73 @@ scale_per_token = _define("scale_per_token(Tensor x, Tensor? mask) -> Tensor", _
 DECOMPOSITIONS[scale_per_token] = absmax_scale
 
 
-# --- quantize_per_token: int8 codes of each row, outliers as 0
+# --- scale_per_tensor: max |x| / 127 of all rows, outliers left out
 
 
-def _quantize_per_token_fake(x, scale, mask):
+def _scale_per_tensor_fake(x, mask):
+    return x.new_empty((), dtype=torch.float32)
+
+
+scale_per_tensor = _define(
+    "scale_per_tensor(Tensor x, Tensor? mask) -> Tensor", _scale_per_tensor_fake, absmax_tensor_scale
+)
+DECOMPOSITIONS[scale_per_tensor] = absmax_tensor_scale
+
+
+# --- asymmetric_scale, zero_point: of the range from min(x, 0) to max(x, 0), by row or of all, outliers left out
+
+
+def _asymmetric_scale_fake(x, mask, granularity):
+    return x.new_empty(() if granularity == "per_tensor" else x.shape[:-1], dtype=torch.float32)
+
+
+asymmetric_scale = _define(
+    "asymmetric_scale(Tensor x, Tensor? mask, str granularity) -> Tensor", _asymmetric_scale_fake, range_scale
+)
+DECOMPOSITIONS[asymmetric_scale] = range_scale
+
+
+def _zero_point_fake(x, scale, mask, granularity):
+    return torch.empty_like(scale, dtype=torch.int32)
+
+
+zero_point = _define(
+    "zero_point(Tensor x, Tensor scale, Tensor? mask, str granularity) -> Tensor", _zero_point_fake, range_zero_point
+)
+DECOMPOSITIONS[zero_point] = range_zero_point
+
+
+# --- quantize_per_token, quantize_per_tensor: int8 codes of each row, outliers as 0
+
+
+def _quantize_fake(x, scale, mask):
     return torch.empty(x.shape, dtype=torch.int8, device=x.device)
 
 
 quantize_per_token = _define(
-    "quantize_per_token(Tensor x, Tensor scale, Tensor? mask) -> Tensor", _quantize_per_token_fake, absmax_codes
+    "quantize_per_token(Tensor x, Tensor scale, Tensor? mask) -> Tensor", _quantize_fake, absmax_codes
 )
 DECOMPOSITIONS[quantize_per_token] = absmax_codes
+
+quantize_per_tensor = _define(
+    "quantize_per_tensor(Tensor x, Tensor scale, Tensor? mask) -> Tensor", _quantize_fake, absmax_codes
+)
+DECOMPOSITIONS[quantize_per_tensor] = absmax_codes
+
+
+# --- quantize_asymmetric: int8 codes with a zero point, outliers as the zero point
+
+
+def _quantize_asymmetric_fake(x, scale, zero_point, mask):
+    return _quantize_fake(x, scale, mask)
+
+
+quantize_asymmetric = _define(
+    "quantize_asymmetric(Tensor x, Tensor scale, Tensor zero_point, Tensor? mask) -> Tensor",
+    _quantize_asymmetric_fake,
+    asymmetric_codes,
+)
+DECOMPOSITIONS[quantize_asymmetric] = asymmetric_codes
 
 
 # --- int8_mm: x_q @ W_q.T, exact in int32
@@ -153,6 +210,26 @@ dequantize = _define(
     _dequantize,
 )
 DECOMPOSITIONS[dequantize] = _dequantize
+
+
+# --- dequantize_asymmetric: the same of acc - zero_point * code_sums, exact in int32; code_sums: of W_q over K
+
+
+def _dequantize_asymmetric(acc, x_scale, zero_point, w_scale, code_sums, outlier, bias, dtype):
+    return _dequantize(acc - zero_point.unsqueeze(-1) * code_sums, x_scale, w_scale, outlier, bias, dtype)
+
+
+def _dequantize_asymmetric_fake(acc, x_scale, zero_point, w_scale, code_sums, outlier, bias, dtype):
+    return acc.new_empty(acc.shape, dtype=dtype)
+
+
+dequantize_asymmetric = _define(
+    "dequantize_asymmetric(Tensor acc, Tensor x_scale, Tensor zero_point, Tensor w_scale, Tensor code_sums, "
+    "Tensor? outlier, Tensor? bias, ScalarType dtype) -> Tensor",
+    _dequantize_asymmetric_fake,
+    _dequantize_asymmetric,
+)
+DECOMPOSITIONS[dequantize_asymmetric] = _dequantize_asymmetric
 
 
 # --- pad_features: x in float32 with zeros behind its K features, up to `features`

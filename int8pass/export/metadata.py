@@ -20,8 +20,8 @@ _OPTIONS = ("threshold", "outliers", "outlier_weights", "skip_modules", "skip_mo
 
 def describe(model: ir.Model, program: StreamedProgram, target: Target) -> None:
     """Add the model's metadata: JSON texts under keys that begin with "int8pass."."""
-    options = {name: getattr(program.config, name) for name in _OPTIONS}
-    profile = program.config.profile
+    config, profile = program.config, program.config.profile
+    options = {"scheme": config.scheme.name, **{name: getattr(config, name) for name in _OPTIONS}}
     facts = {
         "schema": SCHEMA_VERSION,
         "versions": {name: importlib.metadata.version(name) for name in ("int8pass", "torch", "onnx", "onnxscript")},

@@ -28,6 +28,7 @@ from int8pass.files import require_writable, staged
 from int8pass.inspection.dump import Dump
 from int8pass.notices import warn_where_nothing_happened
 from int8pass.pipeline import Pass
+from int8pass.quantization.scheme import SCHEMES
 
 OUTLIER_COLUMNS = (None, "profile", "runtime")
 PASSES: tuple[Pass, ...] = (
@@ -85,6 +86,13 @@ def export_onnx(
 
 def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: Target) -> Int8MixedConfig:
     """The options as a file can keep them. Raises ConfigError."""
+    config.require_break_even_off("export_onnx")
+    if not config.scheme.has_default_form:
+        names = ", ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.has_default_form)
+        raise ConfigError(
+            f"a file holds one symmetric scale for each row of activations, which scheme {config.scheme.name!r} has "
+            f"not: the schemes of files are {names}"
+        )
     if outlier_columns not in OUTLIER_COLUMNS:
         raise ConfigError(f"outlier_columns must be 'profile' or 'runtime', not {outlier_columns!r}")
     mode = outlier_columns or ("profile" if config.profile is not None else "runtime")
@@ -105,7 +113,8 @@ def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: T
             "outlier_weights='original' with outlier_columns='runtime' would keep every float weight in the file "
             "beside its int8 form; use 'dequantized', or calibrate a profile, whose columns are kept in float"
         )
-    return dataclasses.replace(config, free_weights=False, profile=None, outlier_weights="dequantized")
+    columns = "dequantized" if config.scheme.decomposition else None
+    return dataclasses.replace(config, free_weights=False, profile=None, outlier_weights=columns)
 
 
 def _require_opset(opset: int | None) -> None:

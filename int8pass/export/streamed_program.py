@@ -8,6 +8,7 @@ from torch import Tensor
 
 from int8pass.program import Program
 from int8pass.quantization.columns import kept_columns
+from int8pass.quantization.scheme import PER_CHANNEL, Scheme, WeightQuantization
 from int8pass.weight_expression import WeightExpression
 from int8pass.weights import quantize_weight
 
@@ -28,9 +29,9 @@ class StreamedWeight:
     `compute` returns.
     """
 
-    def __init__(self, read: Callable[[], Tensor], multiple: int = 1) -> None:
-        quantized = quantize_weight(read())
-        self._read = read
+    def __init__(self, read: Callable[[], Tensor], form: WeightQuantization = PER_CHANNEL, multiple: int = 1) -> None:
+        quantized = quantize_weight(read(), form)
+        self._read, self._form = read, form
         self._multiple = multiple
         # a row of zeros has codes 0 at any scale, and TensorRT wants scales above 0
         self.scale = quantized.scale.masked_fill(quantized.scale == 0, 1.0)
@@ -59,7 +60,7 @@ class StreamedWeight:
 
     def compute(self) -> Tensor:
         """The codes, inputs first: int8 of `stored_shape`."""
-        return inputs_first(quantize_weight(self._read()).codes, self._multiple)
+        return inputs_first(quantize_weight(self._read(), self._form).codes, self._multiple)
 
     def columns(self, columns: tuple[int, ...], original: bool) -> tuple[Tensor, bool]:
         """Rows of inputs, 16-bit [J, N], of the float weight or of the codes; and whether `scale` is their unit."""
@@ -67,7 +68,7 @@ class StreamedWeight:
         if original:
             kept, unit = kept_columns(weight[:, list(columns)], self.scale)
         else:
-            kept, unit = quantize_weight(weight).codes[:, list(columns)].to(torch.float16), self.scale
+            kept, unit = quantize_weight(weight, self._form).codes[:, list(columns)].to(torch.float16), self.scale
         return kept.t().contiguous(), unit is not None
 
 
@@ -76,11 +77,12 @@ class StreamedProgram(Program):
     """A Program for files. streamed: its weights so far; multiple: what their sizes in the file are multiples of."""
 
     multiple: int = 1
-    streamed: dict[tuple[int, str], StreamedWeight] = field(default_factory=dict)
+    streamed: dict[tuple[int, str, WeightQuantization], StreamedWeight] = field(default_factory=dict)
 
-    def quantized(self, expression: WeightExpression) -> StreamedWeight:
+    def quantized(self, expression: WeightExpression, scheme: Scheme | None = None) -> StreamedWeight:
         tensor = self.tensors[expression.root].tensor
-        key = (id(tensor), expression.key)
+        form = (scheme or self.config.scheme).weights
+        key = (id(tensor), expression.key, form)
         if key not in self.streamed:
-            self.streamed[key] = StreamedWeight(lambda: expression.evaluate(tensor.detach()), self.multiple)
+            self.streamed[key] = StreamedWeight(lambda: expression.evaluate(tensor.detach()), form, self.multiple)
         return self.streamed[key]
