@@ -10,6 +10,7 @@ from typing import Any
 
 from int8pass.errors import ConfigError
 from int8pass.quantization.profile import Profile
+from int8pass.quantization.scheme import DEFAULT, SCHEMES, Scheme, scheme_named
 
 _CHOICES = {
     "outliers": ("column", "token"),
@@ -24,12 +25,15 @@ _CHOICES = {
 class Int8MixedConfig:
     """Options of the int8mixed pass.
 
+    scheme: how activations and weights become int8: a name of `quantization.SCHEMES`, or a Scheme. Kept as a Scheme.
     threshold: |x| at and above which a feature is an outlier (LLM.int8(), section 3.2); 0.0 means no outlier branch.
+        None resolves to 6.0, and to 0.0 for a scheme without outlier branch, for which any other is an error.
     outliers: "column" takes a feature as outlier for the whole call (the paper), "token" for each row on its own.
     outlier_weights: what the outlier branch multiplies with: "original" 16/32-bit columns, or columns "dequantized"
         from int8. None resolves to "original", and with free_weights to "dequantized".
     profile: a Profile of `int8pass.calibrate`, or the path of one: the outlier columns of each Linear are those that it
-        names, whatever x holds. Checked against the model: ProfileError names the first layer that differs.
+        names, whatever x holds, and their "original" weights count in 16 bits. Checked against the model: ProfileError
+        names the first layer that differs.
     skip_modules: names relative to the compiled module; a dotted name means it and all below it, `*` makes a glob,
         `re:` a regular expression matched from the start of the name.
     skip_modules_default: also skip `lm_head` and every weight tied to an embedding.
@@ -44,7 +48,8 @@ class Int8MixedConfig:
     dump_dir: a folder for the text of the graph after every stage; unset, the environment variable INT8PASS_DUMP.
     """
 
-    threshold: float = 6.0
+    scheme: Scheme = DEFAULT
+    threshold: float | None = None
     outliers: str = "column"
     outlier_weights: str | None = None
     profile: Profile | None = None
@@ -86,7 +91,9 @@ class Int8MixedConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
+        object.__setattr__(self, "scheme", scheme_named(self.scheme))
         self._check_threshold()
+        self._check_outlier_branch()
         for name in ("skip_modules_default", "free_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
@@ -139,9 +146,36 @@ class Int8MixedConfig:
             raise ConfigError("a profile names whole columns: it goes with outliers='column', not with 'token'")
 
     def _check_threshold(self) -> None:
+        if self.threshold is None:
+            object.__setattr__(self, "threshold", self.scheme.default_threshold)
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float) or not self.threshold >= 0:
             raise ConfigError(f"threshold must be a number >= 0 (0.0: no outlier branch), not {self.threshold!r}")
         object.__setattr__(self, "threshold", float(self.threshold))
+
+    def _check_outlier_branch(self) -> None:
+        """Options that only an outlier branch reads need a scheme that has one."""
+        given = {"threshold": self.threshold, "outlier_weights": self.outlier_weights, "profile": self.profile}
+        given["outliers"] = None if self.outliers == "column" else self.outliers
+        useless = [name for name, value in given.items() if value]
+        if useless and not self.scheme.decomposition:
+            names = " or ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.decomposition)
+            raise ConfigError(
+                f"scheme {self.scheme.name!r} has no outlier branch, which {' and '.join(useless)} would need: take "
+                f"scheme {names}, or leave out {' and '.join(useless)}"
+            )
+
+    def with_scheme(self, scheme: str | Scheme, threshold: float | None = None) -> "Int8MixedConfig":
+        """These options under another scheme. threshold: None keeps this one, or takes the scheme's own for 0.0.
+
+        Where the scheme has no outlier branch, the options that only such a branch reads go back to their defaults.
+        """
+        chosen = scheme_named(scheme)
+        if not chosen.decomposition:
+            return dataclasses.replace(
+                self, scheme=chosen, threshold=None, outliers="column", outlier_weights=None, profile=None
+            )
+        kept = threshold if threshold is not None else self.threshold or None
+        return dataclasses.replace(self, scheme=chosen, threshold=kept)
 
     def require_break_even_off(self, what: str) -> None:
         """Raise ConfigError for what cannot tell how fast its Linears will be."""

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from int8pass.config import Int8MixedConfig
 from int8pass.graph import dtype_name, is_canonical_linear, module_path, operation, value_of
+from int8pass.quantization.scheme import Scheme
 from int8pass.weight_expression import WeightExpression, weight_expression
 from int8pass.weights import WEIGHTS, QuantizedWeight
 
@@ -138,10 +139,14 @@ class Program:
         """The graph input or attribute that a weight is a view of."""
         return self._inputs.get(expression.root) or self._attributes[expression.root]
 
-    def quantized(self, expression: WeightExpression) -> QuantizedWeight:
-        """The int8 form of a weight, quantized on first use. Raises WeightError, FreedWeightError."""
+    def quantized(self, expression: WeightExpression, scheme: Scheme | None = None) -> QuantizedWeight:
+        """The int8 form of a weight under a scheme, or under the config's, quantized on first use.
+
+        Raises WeightError, FreedWeightError.
+        """
+        form = (scheme or self.config.scheme).weights
         tensor = self.tensors[expression.root].tensor
-        return WEIGHTS.get(tensor, expression.key, expression.evaluate).quantized
+        return WEIGHTS.get(tensor, expression.key, expression.evaluate, form).quantized
 
     def profiled_columns(self, expression: WeightExpression, node: fx.Node) -> tuple[int, ...] | None:
         """The outlier columns that the profile names for a Linear; None without a profile. Raises ProfileError."""

@@ -14,8 +14,10 @@ from torch._dynamo.exc import BackendCompilerFailed
 from int8pass.config import Int8MixedConfig
 from int8pass.convert import convert
 from int8pass.errors import ConfigError, Int8PassError
+from int8pass.quantization import SCHEMES
 
 DEFAULTS = dict(
+    scheme=dataclasses.asdict(SCHEMES["llm.int8"]),
     threshold=6.0,
     outliers="column",
     outlier_weights=None,
@@ -81,7 +83,6 @@ def test_legal_options(options):
         ({"threshold": -1.0}, "threshold must be a number >= 0"),
         ({"threshold": math.nan}, "threshold must be a number >= 0"),
         ({"threshold": "6"}, "threshold must be a number >= 0"),
-        ({"threshold": None}, "threshold must be a number >= 0"),
         ({"threshold": True}, "threshold must be a number >= 0"),
         ({"outliers": "row"}, r"outliers must be one of \('column', 'token'\), not 'row'"),
         ({"outliers": None}, "outliers must be one of"),

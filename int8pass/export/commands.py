@@ -13,6 +13,7 @@ from int8pass.arguments import (
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
+    SchemeName,
     SkipModules,
     Threshold,
     config_of,
@@ -24,6 +25,7 @@ from int8pass.export.targets import TARGETS
 from int8pass.files import require_writable
 from int8pass.models import LoadedModel, load_model, python_function
 from int8pass.quantization.calibrate import calibrate as calibrate_model
+from int8pass.quantization.scheme import DEFAULT
 
 export = typer.Typer(no_args_is_help=True, help="Write a model with its Linears in int8 to a file.")
 
@@ -61,7 +63,8 @@ def onnx(
     no_past: Annotated[
         bool, typer.Option("--no-past", help="Write a decoder without inputs and outputs for past keys and values.")
     ] = False,
-    threshold: Threshold = 6.0,
+    scheme: SchemeName = DEFAULT.name,
+    threshold: Threshold = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
@@ -72,7 +75,9 @@ def onnx(
     Batch size and length (the first two dimensions of each input) may change from call to call. A transformers decoder
     takes input_ids, attention_mask and its past keys and values, and gives logits and the present ones.
     """
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile)
+    config = config_of(
+        threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile, scheme=scheme
+    )
     require_writable(output)
     console = Console(stderr=True)
     with console.status(f"loading {escape(model)}"):
@@ -114,16 +119,33 @@ def calibrate(
     min_batches: Annotated[
         int, typer.Option(help="How many batches must show an outlier for its column to count.")
     ] = 1,
-    threshold: Threshold = 6.0,
+    observer: Annotated[
+        str,
+        typer.Option(
+            help="How far each input's range goes, outlier columns left out: 'absmax', 'percentile', 'mse' or "
+            "'entropy'. All but absmax run the batches twice."
+        ),
+    ] = "absmax",
+    percentile: Annotated[
+        float, typer.Option(help="Percent of the values within the percentile observer's range.")
+    ] = 99.99,
+    threshold: Threshold = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
 ) -> None:
-    """Run MODEL in float on batches and write which input columns of each Linear hold outliers: a profile, as JSON."""
+    """Run MODEL in float on batches and write a profile, as JSON: each Linear's outlier columns and input range."""
     config = config_of(threshold, "column", None, skip_modules, no_skip_modules_default)
     require_writable(output)
     with Console(stderr=True).status(f"loading {escape(model)}"):
         loaded = load_model(model)
-    profile = calibrate_model(loaded.model, _batches(batches, loaded), options=config, min_batches=min_batches)
+    profile = calibrate_model(
+        loaded.model,
+        _batches(batches, loaded),
+        options=config,
+        min_batches=min_batches,
+        observer=observer,
+        percentile=percentile,
+    )
     profile.save(output)
     with_outliers = [layer for layer in profile.layers if layer.outlier_columns]
     typer.echo(f"{output}: {len(with_outliers)} of {len(profile.layers)} weights have outlier columns")

@@ -16,6 +16,7 @@ from int8pass.arguments import (
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
+    SchemeName,
     SkipModules,
     Threshold,
     config_of,
@@ -28,6 +29,7 @@ from int8pass.inspection.dump import FORMATS, rendered, write_stages
 from int8pass.inspection.loading import explain_model
 from int8pass.inspection.stages import Stage
 from int8pass.models import load_model
+from int8pass.quantization.scheme import DEFAULT
 
 STAGES = ("captured", *(step.name for step in pipeline.PASSES))
 
@@ -48,7 +50,8 @@ def dump(
         str | None,
         typer.Option(metavar="GLOB", help="Only the modules that match, with all below them: 'encoder.layer.0'."),
     ] = None,
-    threshold: Threshold = 6.0,
+    scheme: SchemeName = DEFAULT.name,
+    threshold: Threshold = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
@@ -63,7 +66,13 @@ def dump(
     if form not in FORMATS:
         raise ConfigError(f"there is no format {form!r}; the formats are: {', '.join(FORMATS)}")
     config = config_of(
-        threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, break_even=break_even
+        threshold,
+        outliers,
+        outlier_weights,
+        skip_modules,
+        no_skip_modules_default,
+        scheme=scheme,
+        break_even=break_even,
     )
     report = explain_model(model, config)
     if not report.stages:
@@ -127,14 +136,15 @@ def debug(
         typer.Option(metavar="DB", help="Propose skip_modules with which the output is this near to float (20: 10 %)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-    threshold: Threshold = 6.0,
+    scheme: SchemeName = DEFAULT.name,
+    threshold: Threshold = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
 ) -> None:
     """Find the layer where MODEL in int8 leaves its float results, and what would repair that."""
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
+    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, scheme=scheme)
     console = Console(stderr=True)
     with console.status(f"loading {escape(model)}") as status:
         loaded = load_model(model)

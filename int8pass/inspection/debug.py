@@ -14,6 +14,7 @@ from int8pass.inspection.diagnosis import Diagnosis, LayerError, Repair, first_t
 from int8pass.inspection.float_run import FloatRuns, LinearCall, float_runs
 from int8pass.inspection.observation import decibels
 from int8pass.inspection.weight_facts import WeightFacts, unusual, weight_facts
+from int8pass.quantization.scheme import SCHEMES, Scheme
 from int8pass.torch_private import tree_leaves
 
 HIDDEN_DB = 5.0  # what the largest columns, taken as outliers, must gain to be called hidden outliers
@@ -107,7 +108,7 @@ class _Doctor:
     def _repairs(self, suspect: LayerError) -> Iterator[Repair]:
         """What might help the suspect, mildest first; last, to leave it in float."""
         candidates = list(_candidates(self._config))
-        configs = [dataclasses.replace(self._config, **{option: value}) for option, value in candidates]
+        configs = [_changed(self._config, option, value) for option, value in candidates]
         own = self._own_under(suspect.module, configs)
         for (option, value), config, ratio in zip(candidates, configs, own, strict=True):
             self._progress(f"with {option}={value!r}")
@@ -150,9 +151,25 @@ def _candidates(config: Int8MixedConfig) -> Iterator[tuple[str, Any]]:
         yield "outlier_weights", "original"
     if config.outliers == "token" and config.threshold:
         yield "outliers", "column"
+    if not config.scheme.decomposition:
+        yield "scheme", _with_decomposition(config.scheme)
+        return
     for threshold in THRESHOLDS:
         if config.threshold == 0.0 or threshold < config.threshold:
             yield "threshold", threshold
+
+
+def _with_decomposition(scheme: Scheme) -> str:
+    symmetric = scheme.activations.symmetric
+    return next(
+        each.name for each in SCHEMES.values() if each.decomposition and each.activations.symmetric == symmetric
+    )
+
+
+def _changed(config: Int8MixedConfig, option: str, value: Any) -> Int8MixedConfig:
+    """The config with one option changed; another scheme has a threshold of its own."""
+    own = {"threshold": None} if option == "scheme" else {}
+    return dataclasses.replace(config, **{option: value, **own})
 
 
 def _hidden_outliers(call: LinearCall, config: Int8MixedConfig, y: Tensor) -> str:
@@ -160,6 +177,8 @@ def _hidden_outliers(call: LinearCall, config: Int8MixedConfig, y: Tensor) -> st
 
     y: its output under `config`.
     """
+    if not config.scheme.decomposition:
+        return ""
     peaks = call.x.reshape(-1, call.x.shape[-1]).abs().amax(0).float().sort(descending=True).values
     threshold = float(peaks[max(len(peaks) // 100, 1) - 1])
     if not 0.0 < threshold < (config.threshold or math.inf):

@@ -10,6 +10,7 @@ from typing import Any
 
 from int8pass.errors import ReportFileError
 from int8pass.inspection.report import SCHEMA_VERSION
+from int8pass.quantization.scheme import DEFAULT
 
 REPORT_FILE = "report.json"  # beside the graphs in a folder of dumps
 TOLERANCE_DB = 0.1
@@ -59,13 +60,15 @@ def read_report(path: Path) -> dict[str, Any]:
             f"{str(path)!r} has schema {document.get('schema')}, and this int8pass reads {SCHEMA_VERSION}: "
             "write it again"
         )
-    return document
+    return {"scheme": DEFAULT.name, **document}  # reports of before there were others do not say
 
 
 def compare_reports(a: dict[str, Any], b: dict[str, Any], tolerance_db: float = TOLERANCE_DB) -> list[Change]:
     """What changed from one report's document to another's, in the order of its layers."""
     changes = [
-        Change("options", name, str(a[name]), str(b[name])) for name in ("threshold", "outliers") if a[name] != b[name]
+        Change("options", name, str(a[name]), str(b[name]))
+        for name in ("scheme", "threshold", "outliers")
+        if a[name] != b[name]
     ]
     first, second = _by_layer(a), _by_layer(b)
     for key in [*first, *(key for key in second if key not in first)]:

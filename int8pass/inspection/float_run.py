@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from int8pass import pipeline, torch_private
 from int8pass.capture import ModuleNames, program_from_dynamo
-from int8pass.composition import int8_mixed_linear
+from int8pass.composition import call_op, int8_mixed_linear
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CaptureError, WeightError
 from int8pass.exported import program_from_exported
@@ -76,15 +76,15 @@ class LinearCall:
         program = self.graph.program
         config = config or program.config
         try:
-            quantized = program.quantized(self.expression)
+            quantized = program.quantized(self.expression, config.scheme)
         except WeightError:
             return None  # the rewrite records it as skipped, with this reason
         return int8_mixed_linear(
-            lambda op, *arguments: op(*arguments),
+            call_op,
             self.x,
-            quantized.codes,
-            quantized.scale,
+            functools.partial(getattr, quantized),
             self.bias,
+            scheme=config.scheme,
             threshold=config.threshold,
             outliers=config.outliers,
             dtype=self.y.dtype,
@@ -189,5 +189,7 @@ def flat_inputs(exported: ExportedProgram, args: tuple, kwargs: dict) -> list:
 
 
 def _without_free(config: Int8MixedConfig) -> Int8MixedConfig:
+    if not config.scheme.decomposition:
+        return dataclasses.replace(config, free_weights=False)
     outlier_weights = "original" if config.keeps_original_weights else "dequantized"
     return dataclasses.replace(config, free_weights=False, outlier_weights=outlier_weights)

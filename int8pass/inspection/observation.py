@@ -1,11 +1,13 @@
 """What one Linear meets while a model runs in float: outlier columns, the int8 form's error, the levels it uses."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from int8pass import ops
+from int8pass.composition import call_op, quantize_activation
 from int8pass.config import Int8MixedConfig
 from int8pass.inspection.timing import Timing
 from int8pass.quantization.absmax import INT8_MAX
@@ -53,6 +55,7 @@ class Observation:
     scales: list[Tensor] = field(default_factory=list)
     peaks: Tensor | None = None
     timing: Timing | None = None
+    scheme_noise: Counter[str] = field(default_factory=Counter)  # energy of the error, by scheme
 
     def add(self, x: Tensor, y: Tensor, y_int8: Tensor, config: Int8MixedConfig) -> None:
         """Take in one call: x [..., K], the float result and that of the int8 form."""
@@ -60,9 +63,10 @@ class Observation:
         self.noise += float((y.double() - y_int8.double()).square().sum())
         rows = x.reshape(-1, x.shape[-1])
         mask = ops.outlier_mask(rows, config.threshold, config.outliers) if config.threshold else None
-        scale = ops.scale_per_token(rows, mask)
-        self.counts += level_counts(ops.quantize_per_token(rows, scale, mask))
-        self.scales.append(scale.cpu())
+        quantized = quantize_activation(call_op, config.scheme.activations, rows, mask)
+        inside = quantized.codes if mask is None else quantized.codes[torch.logical_not(mask).expand(rows.shape)]
+        self.counts += level_counts(inside)
+        self.scales.append(quantized.scale.cpu())
         if mask is not None:
             self._add_outliers(rows, mask)
         if len(rows):
@@ -73,7 +77,6 @@ class Observation:
         taken = int(mask.sum()) * (len(rows) if mask.dim() == 1 else 1)
         self.columns |= set(mask.reshape(-1, mask.shape[-1]).any(0).nonzero().flatten().tolist())
         self.outlier_values += taken
-        self.counts[INT8_MAX] -= taken  # the int8 part holds zeros in their place
 
     @property
     def snr_db(self) -> float | None:

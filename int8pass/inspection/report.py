@@ -1,8 +1,8 @@
 """`Report`: what the pass did to each Linear of a model, as rows, totals, text and JSON."""
 
 import dataclasses
+import itertools
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from int8pass.inspection.observation import Details
+from int8pass.inspection.scheme_errors import SchemeError, finite, scheme_table
 from int8pass.inspection.stages import Stage
 from int8pass.inspection.timing import Timing
+from int8pass.quantization.scheme import DEFAULT
 
 SCHEMA_VERSION = 3
 _COLUMNS_SHOWN = 6
@@ -30,7 +32,7 @@ class Row:
     that is held of it once the model is compiled with these options and has run: its int8 form, and the float weight if
     it `keeps_float` (free_weights releases it); bytes_peak: the most that is held of it on the way, scratch included.
     weight: the parameter or buffer; view: the views that it is read through. Rows that agree in both share the bytes.
-    timing: of its first call, where it was asked for.
+    timing: of its first call, schemes: the error of other schemes, where they were asked for.
     """
 
     module: str
@@ -48,6 +50,7 @@ class Row:
     weight: str = ""
     view: str = ""
     timing: Timing | None = None
+    schemes: tuple[SchemeError, ...] = ()
 
     @property
     def bytes_int8(self) -> int:
@@ -75,7 +78,8 @@ class Totals:
 
 @dataclass(frozen=True)
 class Report:
-    """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as.
+    """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as; scheme:
+    the name of the one that its int8 forms are of.
 
     stages: of each graph, what it was after every pass; details: of each row, what its inputs and weight looked like.
     Neither is part of the JSON; the page that `to_html` writes shows them.
@@ -85,6 +89,7 @@ class Report:
     threshold: float
     outliers: str
     graphs: int = 1
+    scheme: str = DEFAULT.name
     stages: tuple[tuple[Stage, ...], ...] = field(default=(), compare=False, repr=False)
     details: tuple[Details, ...] = field(default=(), compare=False, repr=False)
 
@@ -121,10 +126,11 @@ class Report:
         """JSON with a schema version, the rows and the totals. An infinite ratio (no error at all) is null."""
         rows = [dataclasses.asdict(row) for row in self.rows]
         for row in rows:
-            if row["snr_db"] is not None and not math.isfinite(row["snr_db"]):
-                row["snr_db"] = None
+            for error in (row, *row["schemes"]):
+                error["snr_db"] = finite(error["snr_db"])
         document = {
             "schema": SCHEMA_VERSION,
+            "scheme": self.scheme,
             "threshold": self.threshold,
             "outliers": self.outliers,
             "graphs": self.graphs,
@@ -142,7 +148,10 @@ class Report:
     def __str__(self) -> str:
         timed = any(row.timing for row in self.rows)
         header, cells = (_HEADER + _TIMES, _timed_cells) if timed else (_HEADER, _cells)
-        return "\n".join([*_table([header, *map(cells, self.rows)]), "", *_summary(self)])
+        tables = [_table([header, *map(cells, self.rows)])]
+        if any(row.schemes for row in self.rows):
+            tables.append(_table(scheme_table([(row.module, row.schemes) for row in self.rows])))
+        return "\n".join([*itertools.chain.from_iterable((*table, "") for table in tables), *_summary(self)])
 
 
 def _distinct_weights(rows: Iterable[Row]) -> list[Row]:
@@ -217,11 +226,16 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
+def _how(report: Report) -> str:
+    named = f"scheme {report.scheme}, " if report.scheme != DEFAULT.name else ""
+    return f"{named}threshold {report.threshold:g}, outliers by {report.outliers}"
+
+
 def _summary(report: Report) -> list[str]:
     totals = report.totals
     lines = [
-        f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 (threshold {report.threshold:g}, outliers "
-        f"by {report.outliers}); {totals.with_outliers} of them met outlier columns",
+        f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 ({_how(report)}); {totals.with_outliers} of "
+        "them met outlier columns",
         f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB after, "
         f"{_megabytes(totals.bytes_peak)} MB at the peak in between",
     ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from int8pass import ops
 from int8pass.bench.timing import interleave, median
+from int8pass.composition import QuantizedActivation, call_op, dequantize, quantize_activation
 from int8pass.config import Int8MixedConfig
 from int8pass.inspection.float_run import LinearCall
 from int8pass.kernels.cpu import fused
@@ -39,10 +40,11 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
     """Time a Linear as compiled models run it, without what Inductor fuses around it. None: it cannot be int8."""
     if call.int8(config) is None:
         return None
-    held = call.graph.program.quantized(call.expression)
+    held = call.graph.program.quantized(call.expression, config.scheme)
     weight = QuantizedWeight(held.codes, held.scale)  # of its own: packing gives up the codes
     is_fused = (
         config.lowering == "inductor"
+        and config.scheme.has_default_form
         and call.x.device.type == "cpu"
         and call.x.shape[-1] <= fused.LARGEST_K
         and fused.is_available()
@@ -80,20 +82,20 @@ def _from_fused(seconds: dict[str, float]) -> Timing:
 
 
 def _op_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
-    def quantize() -> tuple[Tensor | None, Tensor, Tensor]:
+    def quantize() -> tuple[Tensor | None, QuantizedActivation]:
         mask = ops.outlier_mask(call.x, config.threshold, config.outliers) if config.threshold else None
-        scale = ops.scale_per_token(call.x, mask)
-        return mask, scale, ops.quantize_per_token(call.x, scale, mask)
+        return mask, quantize_activation(call_op, config.scheme.activations, call.x, mask)
 
-    mask, scale, codes = quantize()
+    mask, quantized = quantize()
     columns = (call.weight,) if config.keeps_original_weights else (weight.codes, weight.scale)
-    sums = ops.int8_mm(codes, weight.codes)
+    sums = ops.int8_mm(quantized.codes, weight.codes)
+    part = functools.partial(getattr, weight)
     outlier = None if mask is None else ops.outlier_mm(call.x, mask, *columns)
     calls: dict[str, Callable] = {
         "int8": functools.partial(call.int8, config),
         "quantize": quantize,
-        "gemm": functools.partial(ops.int8_mm, codes, weight.codes),
-        "dequantize": functools.partial(ops.dequantize, sums, scale, weight.scale, outlier, call.bias, call.y.dtype),
+        "gemm": functools.partial(ops.int8_mm, quantized.codes, weight.codes),
+        "dequantize": functools.partial(dequantize, call_op, sums, quantized, part, outlier, call.bias, call.y.dtype),
     }
     if mask is not None:
         calls["outliers"] = functools.partial(ops.outlier_mm, call.x, mask, *columns)

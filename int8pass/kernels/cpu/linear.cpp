@@ -145,9 +145,10 @@ Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, con
 
 Tensor cpu_int8_linear(const Tensor& x, const Tensor& packed, const Tensor& offset, const Tensor& weight_scale,
                        const std::optional<Tensor>& bias, const std::optional<Tensor>& weight,
-                       const std::optional<Tensor>& cache, double threshold, bool per_token, at::ScalarType dtype) {
+                       const std::optional<Tensor>& cache, double threshold, bool per_token, at::ScalarType dtype,
+                       at::OptionalIntArrayRef columns) {
   const Tensor input = x.contiguous();
-  const auto [codes, scale, mask] = cpu_quantize(input, threshold, per_token);
+  const auto [codes, scale, mask] = cpu_quantize(input, threshold, per_token, columns);
   return cpu_linear(input, codes, scale, mask, packed, offset, weight_scale, bias, weight, cache, threshold, per_token,
                     dtype);
 }
