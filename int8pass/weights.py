@@ -19,6 +19,7 @@ from int8pass.released_memory import released
 from int8pass.torch_private import as_plain_tensors, is_tracing, storage_id
 
 _ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
+_ELEMENTS_AT_ONCE_ON_CUDA = 2**24  # a launch for each few rows would take longer than they do
 
 
 class ColumnCounts(NamedTuple):
@@ -120,7 +121,8 @@ def quantize_weight(weight: Tensor) -> QuantizedWeight:
     rows, columns = weight.shape
     codes = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
-    step = max(1, _ELEMENTS_AT_ONCE // max(1, columns))
+    at_once = _ELEMENTS_AT_ONCE_ON_CUDA if weight.is_cuda else _ELEMENTS_AT_ONCE
+    step = max(1, at_once // max(1, columns))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         scale[part] = absmax_scale(weight[part])
@@ -132,9 +134,9 @@ def quantize_weight(weight: Tensor) -> QuantizedWeight:
     return QuantizedWeight(codes, scale)
 
 
-def quantizing_scratch_bytes(columns: int) -> int:
+def quantizing_scratch_bytes(columns: int, on_cuda: bool = False) -> int:
     """The most that `quantize_weight` holds beside weight and codes: two float32 copies of the rows taken at a time."""
-    return 2 * torch.float32.itemsize * max(_ELEMENTS_AT_ONCE, columns)
+    return 2 * torch.float32.itemsize * max(_ELEMENTS_AT_ONCE_ON_CUDA if on_cuda else _ELEMENTS_AT_ONCE, columns)
 
 
 _METHODS = """size stride dim numel is_floating_point is_complex element_size requires_grad_ is_conj is_neg

@@ -39,7 +39,7 @@ def weight_memory(tensor: Tensor, expression: WeightExpression, *, kept_float: b
     before = weight.numel() * tensor.dtype.itemsize
     copied = 0 if storage_id(weight) == storage_id(root) else weight.nbytes
     codes = int8_bytes(rows, columns, packed=False)
-    peak = before + copied + codes + quantizing_scratch_bytes(columns)
+    peak = before + copied + codes + quantizing_scratch_bytes(columns, tensor.is_cuda)
     if not (fused and tensor.device.type == "cpu" and columns <= LARGEST_K):
         return WeightMemory(before, codes, peak, kept_float)
     packed = int8_bytes(rows, columns, packed=True)
