@@ -47,6 +47,23 @@ NoSkipModulesDefault = Annotated[
         "--no-skip-modules-default", help="Do not skip `lm_head` and the weights tied to an embedding by default."
     ),
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="PATH",
+        help="A profile of `int8pass calibrate`, which names the outlier columns.",
+    ),
+]
+
+BreakEven = Annotated[
+    str,
+    typer.Option(
+        "--break-even",
+        metavar="CHOICE",
+        help="'measured': also leave in float what int8 would make slower on this machine; 'off': do not look.",
+    ),
+]
 
 
 def config_of(
@@ -58,6 +75,7 @@ def config_of(
     dump_dir: str | None = None,
     profile: Path | None = None,
     scheme: str = DEFAULT.name,
+    break_even: str = "off",
 ) -> Int8MixedConfig:
     """The options that these arguments give. Raises ConfigError, ProfileError."""
     return Int8MixedConfig(
@@ -69,4 +87,5 @@ def config_of(
         skip_modules_default=not no_skip_modules_default,
         dump_dir=dump_dir,
         profile=profile,
+        break_even=break_even,
     )

@@ -16,7 +16,7 @@ _CHOICES = {
     "outliers": ("column", "token"),
     "outlier_weights": (None, "original", "dequantized"),
     "break_even": ("off", "measured"),
-    "lowering": ("inductor", "eager"),
+    "lowering": ("inductor", "eager", "tensorrt"),
     "mode": (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
 
@@ -32,15 +32,19 @@ class Int8MixedConfig:
     outlier_weights: what the outlier branch multiplies with: "original" 16/32-bit columns, or columns "dequantized"
         from int8. None resolves to "original", and with free_weights to "dequantized".
     profile: a Profile of `int8pass.calibrate`, or the path of one: the outlier columns of each Linear are those that it
-        names, whatever x holds. Checked against the model: ProfileError names the first layer that differs.
+        names, whatever x holds, and their "original" weights count in 16 bits. Checked against the model: ProfileError
+        names the first layer that differs.
     skip_modules: names relative to the compiled module; a dotted name means it and all below it, `*` makes a glob,
         `re:` a regular expression matched from the start of the name.
     skip_modules_default: also skip `lm_head` and every weight tied to an embedding.
     free_weights: release each float weight once it is quantized; reading it later raises FreedWeightError.
-    break_even: "off", or "measured" (not available yet) to leave alone what int8 would make slower.
-    lowering: "inductor", or "eager" to run the ops as they are.
+    break_even: "off", or "measured" to leave alone what int8 would make slower: each Linear is timed once, as it is
+        lowered, at the rows of the call that is compiled for; times are kept in the user's cache folder.
+    lowering: "inductor"; "eager" to run the ops as they are; "tensorrt" for engines through torch-tensorrt (not yet run
+        on a GPU), for which outlier columns come from a profile, or threshold is 0.0.
     mode: Inductor's mode, since torch.compile takes either mode or options.
     inductor: options passed on to Inductor.
+    tensorrt: settings passed on to torch-tensorrt.
     dump_dir: a folder for the text of the graph after every stage; unset, the environment variable INT8PASS_DUMP.
     """
 
@@ -56,6 +60,7 @@ class Int8MixedConfig:
     lowering: str = "inductor"
     mode: str | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
+    tensorrt: Mapping[str, Any] = field(default_factory=dict)
     dump_dir: str | None = None
 
     @classmethod
@@ -78,7 +83,7 @@ class Int8MixedConfig:
                 nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
                 raise ConfigError(
                     f"unknown option {name!r}; did you mean {nearest!r}? The options are: {', '.join(known)}. "
-                    "Options of Inductor go into 'inductor'."
+                    "Options of Inductor go into 'inductor', those of torch-tensorrt into 'tensorrt'."
                 )
         return cls(**given)
 
@@ -94,19 +99,30 @@ class Int8MixedConfig:
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         self._check_skip_modules()
         self._check_profile()
-        if not isinstance(self.inductor, Mapping):
-            raise ConfigError(f"inductor must be a mapping of Inductor's options, not {self.inductor!r}")
+        for name, whose in (("inductor", "Inductor"), ("tensorrt", "torch-tensorrt")):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"{name} must be a mapping of {whose}'s options, not {getattr(self, name)!r}")
+        self._check_tensorrt()
         if self.dump_dir is not None:
             if not isinstance(self.dump_dir, str | os.PathLike):
                 raise ConfigError(f"dump_dir must be a path, not {self.dump_dir!r}")
             object.__setattr__(self, "dump_dir", str(self.dump_dir))
-        if self.break_even == "measured":
-            raise ConfigError("break_even='measured' is not available yet; leave it 'off'")
         if self.free_weights and self.outlier_weights == "original":
             raise ConfigError(
                 "outlier_weights='original' needs the float weights that free_weights=True releases; "
                 "leave outlier_weights unset, or free_weights False"
             )
+
+    def _check_tensorrt(self) -> None:
+        if self.lowering != "tensorrt":
+            return
+        if self.threshold and self.profile is None:
+            raise ConfigError(
+                "lowering='tensorrt' cannot find outlier columns in each call yet: pass a profile, made with "
+                "int8pass.calibrate, or threshold 0.0 for no outlier branch"
+            )
+        if self.break_even == "measured":
+            raise ConfigError("break_even='measured' times Inductor's Linears, not TensorRT's: leave it 'off'")
 
     def _check_skip_modules(self) -> None:
         if isinstance(self.skip_modules, str):
@@ -160,6 +176,15 @@ class Int8MixedConfig:
             )
         kept = threshold if threshold is not None else self.threshold or None
         return dataclasses.replace(self, scheme=chosen, threshold=kept)
+
+    def require_break_even_off(self, what: str) -> None:
+        """Raise ConfigError for what cannot tell how fast its Linears will be."""
+        if self.break_even != "off":
+            raise ConfigError(
+                f"break_even='measured' times Linears as torch.compile lowers them, and what {what} makes may run "
+                "elsewhere: leave it 'off', and put what is slower into skip_modules (`int8pass report --break-even "
+                "measured` names it)"
+            )
 
     @property
     def keeps_original_weights(self) -> bool:

@@ -9,6 +9,7 @@ from int8pass import ops
 from int8pass.errors import VerificationError
 from int8pass.graph import dtype_name, value_of
 from int8pass.kernels.cpu import fused
+from int8pass.kernels.cuda import fused as cuda
 from int8pass.program import Program
 from int8pass.torch_private import OpOverload
 
@@ -43,13 +44,17 @@ TABLE: dict[OpOverload, Signature] = {
     ops.outlier_mm: Signature((FLOATS, BOOL, (*FLOATS, torch.int8), FLOAT32), FLOAT32),
     ops.dequantize: Signature((INT32, FLOAT32, FLOAT32, FLOAT32, FLOATS), FLOATS),
     ops.dequantize_asymmetric: Signature((INT32, FLOAT32, INT32, FLOAT32, INT32, FLOAT32, FLOATS), FLOATS),
+    ops.pad_features: Signature((FLOATS,), FLOAT32),
     ops.scaled_int8_mm: Signature((INT8, FLOAT32, INT8, FLOAT32, FLOAT32, FLOATS), FLOATS),
     ops.gathered_mm: Signature((FLOATS, BOOL, INT8, FLOAT32), FLOAT32),
-    ops.column_mm: Signature((FLOATS, FLOATS, FLOATS), FLOAT32),
+    ops.column_mm: Signature((FLOATS, (torch.float16, torch.bfloat16), FLOAT32, FLOATS), FLOAT32),
     ops.straight_through: Signature((FLOAT32, FLOATS, INT8, FLOAT32), FLOAT32),
     fused.cpu_quantize: Signature((FLOATS,), rank=None, results=(UINT8, FLOAT32, BOOL)),
     fused.cpu_linear: Signature((FLOATS, UINT8, FLOAT32, BOOL, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
     fused.cpu_int8_linear: Signature((FLOATS, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
+    cuda.cuda_quantize: Signature((FLOATS,), rank=None, results=(INT8, FLOAT32, INT32)),
+    cuda.cuda_linear: Signature((FLOATS, INT8, FLOAT32, INT32, INT8, FLOAT32, FLOATS, FLOATS), FLOATS),
+    cuda.cuda_int8_linear: Signature((FLOATS, INT8, FLOAT32, FLOATS, FLOATS), FLOATS),
 }
 
 
