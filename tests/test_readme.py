@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SET_UP = "pip install "  # .ci/run types these
 SLOW = "python examples/quickstart.py"  # with --quick here
-ELSEWHERE = "python examples/export_onnx.py"  # tests/test_examples.py runs it, with --quick
+# tests/test_examples.py and tests/bench/test_gpu.py run these, with --quick
+ELSEWHERE = ("python examples/export_onnx.py", "python examples/bench_gpu.py")
 
 
 def blocks(language):
@@ -62,7 +63,7 @@ def test_the_graphs_shown_are_the_graphs_dumped(python_result, folder):
         assert (folder / "graphs" / "graph-000" / f"{stage}.txt").read_text(encoding="utf-8") in shown
 
 
-@pytest.mark.parametrize("line", [line for line in shell_lines() if not line.startswith((SET_UP, ELSEWHERE))])
+@pytest.mark.parametrize("line", [line for line in shell_lines() if not line.startswith((SET_UP, *ELSEWHERE))])
 def test_shell_line_runs(line, python_result, folder):
     quick = line if "--quick" in line else line.replace(SLOW, f"{SLOW} --quick")
     flags = re.sub(r" --(compare|outliers)\b", "", quick)  # minutes of Inductor each
