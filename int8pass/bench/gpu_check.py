@@ -15,8 +15,8 @@ from int8pass.weights import quantize_weight
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 RULES = ((0.0, False), (6.0, False), (6.0, True))  # threshold, per_token
-SMALL = ((1, 70, 33), (5, 130, 40), (33, 70, 65))  # M, K, N: off every block size
-LARGE = ((1, 4096, 4096), (1, 4095, 1023), (7, 4096, 256), (16, 11008, 4096), (17, 1, 1), (200, 4097, 300),
+SMALL = ((3, 130, 40), (33, 70, 65))  # M, K, N: off every block size
+LARGE = ((1, 70, 33), (1, 4096, 4096), (1, 4095, 1023), (7, 4096, 256), (16, 11008, 4096), (17, 1, 1), (200, 4097, 300),
          (2048, 4096, 4096))  # fmt: skip
 
 

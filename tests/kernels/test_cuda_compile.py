@@ -20,7 +20,11 @@ def compiled(capability, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("capability, product", [(80, "mma.sync.aligned.m16n8k32"), (90, "wgmma.mma_async")], ids=str)
+@pytest.mark.parametrize(
+    "capability, product",
+    [(90, "wgmma.mma_async"), pytest.param(80, "mma.sync.aligned.m16n8k32", marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_instructions(capability, product):
     found = compiled(capability)
     quantize, many, few = (found["assembly"][name] for name in ("_quantize_rows", "_int8_gemm", "_few_rows"))
@@ -34,6 +38,7 @@ def test_instructions(capability, product):
     assert not spilling
 
 
+@pytest.mark.slow
 def test_turing():
     """Triton has no int8 product for it: float16 products, exact in their float32 sums."""
     found = compiled(75)
