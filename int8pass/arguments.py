@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from int8pass.config import Int8MixedConfig
+from int8pass.quantization.scheme import DEFAULT, SCHEMES
 
 Model = Annotated[
     str,
@@ -15,8 +16,13 @@ Model = Annotated[
         "(.safetensors), or a .pt2 file of torch.export.save.",
     ),
 ]
+SchemeName = Annotated[str, typer.Option("--scheme", metavar="NAME", help=f"{', '.join(SCHEMES)}.")]
 Threshold = Annotated[
-    float, typer.Option(help="|x| at and above which a feature is an outlier; 0 means no outlier branch.")
+    float | None,
+    typer.Option(
+        help="|x| at and above which a feature is an outlier; 0 means no outlier branch. [default: 6.0, or 0 for a "
+        "scheme without outlier branch]"
+    ),
 ]
 Outliers = Annotated[
     str, typer.Option(help="'column': a feature is an outlier for the whole call; 'token': for each row on its own.")
@@ -41,19 +47,39 @@ NoSkipModulesDefault = Annotated[
         "--no-skip-modules-default", help="Do not skip `lm_head` and the weights tied to an embedding by default."
     ),
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="PATH",
+        help="A profile of `int8pass calibrate`, which names the outlier columns.",
+    ),
+]
+
+BreakEven = Annotated[
+    str,
+    typer.Option(
+        "--break-even",
+        metavar="CHOICE",
+        help="'measured': also leave in float what int8 would make slower on this machine; 'off': do not look.",
+    ),
+]
 
 
 def config_of(
-    threshold: float,
+    threshold: float | None,
     outliers: str,
     outlier_weights: str | None,
     skip_modules: list[str] | None,
     no_skip_modules_default: bool,
     dump_dir: str | None = None,
     profile: Path | None = None,
+    scheme: str = DEFAULT.name,
+    break_even: str = "off",
 ) -> Int8MixedConfig:
     """The options that these arguments give. Raises ConfigError, ProfileError."""
     return Int8MixedConfig(
+        scheme=scheme,
         threshold=threshold,
         outliers=outliers,
         outlier_weights=outlier_weights,
@@ -61,4 +87,5 @@ def config_of(
         skip_modules_default=not no_skip_modules_default,
         dump_dir=dump_dir,
         profile=profile,
+        break_even=break_even,
     )

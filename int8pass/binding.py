@@ -60,6 +60,7 @@ class _Weight:
         self, program: Program, expression: WeightExpression, fields: tuple[str, ...], positions: dict[str, int]
     ) -> None:
         self._expression = expression
+        self._form = program.config.scheme.weights
         self._fields = fields
         self._position = positions.get(expression.root)
         self._attribute = program.tensors[expression.root].tensor if self._position is None else None
@@ -69,7 +70,7 @@ class _Weight:
         tensor = self._attribute if self._position is None else args[self._position]
         last = self._last()  # read once: other threads run the same graph
         if last is None or not last.serves(tensor):
-            last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate)
+            last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate, self._form)
             self._last = weakref.ref(last)
         return last.quantized.fields(self._fields)
 

@@ -12,22 +12,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from int8pass.arguments import (
+    BreakEven,
     Model,
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
+    Profile,
+    SchemeName,
     SkipModules,
     Threshold,
     config_of,
 )
 from int8pass.bench.commands import bench
 from int8pass.errors import ConfigError, Int8PassError
+from int8pass.experiments.commands import sweep
 from int8pass.export.commands import calibrate, export
 from int8pass.export.tensorrt.commands import check_command, engine_command
 from int8pass.files import write_text
 from int8pass.inspection.commands import STAGES, debug, diff, dump
 from int8pass.inspection.loading import explain_model
-from int8pass.inspection.report import Report, Row
+from int8pass.inspection.report import Report, Row, columns_text
+from int8pass.quantization.scheme import DEFAULT, SCHEMES
 
 __all__ = ["STAGES", "app", "main"]
 
@@ -48,6 +53,7 @@ app.command()(debug)
 app.add_typer(export, name="export")
 app.command()(calibrate)
 app.command("check")(check_command)
+app.command()(sweep)
 export.command("engine")(engine_command)
 
 
@@ -78,19 +84,37 @@ def report(
     timings: Annotated[
         bool, typer.Option("--timings", help="Time each Linear, in int8 part by part and in float.")
     ] = False,
-    threshold: Threshold = 6.0,
+    schemes: Annotated[
+        bool, typer.Option("--schemes", help="Also print the error that each scheme would make in each Linear.")
+    ] = False,
+    scheme: SchemeName = DEFAULT.name,
+    threshold: Threshold = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
+    profile: Profile = None,
+    break_even: BreakEven = "off",
 ) -> None:
-    """Run MODEL once in float and print what int8 would do to each of its Linears: decision, outliers, SNR, bytes."""
+    """Run MODEL once in float and print what int8 would do to each of its Linears: decision, outliers, SNR, bytes.
+
+    MODEL may also be an ONNX file of `int8pass export onnx`: its decisions, outlier columns and bytes.
+    """
     if json not in (None, "-") and Path(json).exists() and not Path(json).is_file():
         raise ConfigError(f"--json {json}: not a file; '--json -' writes to the output")
     if html is not None and html.is_dir():
         raise ConfigError(f"--html {html}: a folder; name the file to write")
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default)
-    result = explain_model(model, config, timings)
+    config = config_of(
+        threshold,
+        outliers,
+        outlier_weights,
+        skip_modules,
+        no_skip_modules_default,
+        profile=profile,
+        scheme=scheme,
+        break_even=break_even,
+    )
+    result = explain_model(model, config, timings, tuple(SCHEMES) if schemes else ())
     if html is not None:
         result.to_html(html, title=f"int8pass report of {Path(model).name}")
     if json == "-":
@@ -116,8 +140,8 @@ def _print_report(result: Report) -> None:
         typer.echo(str(result))
         return
     console.print(_table(result))
-    summary = str(result).rpartition("\n\n")[2]
-    console.print(summary, highlight=False, markup=False)
+    rest = str(result).partition("\n\n")[2]
+    console.print(rest, highlight=False, markup=False)
 
 
 def _table(result: Report) -> Table:
@@ -140,14 +164,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         escape(row.module or "(root)"),
         "x".join(map(str, row.weight_shape or ())),
         "[green]int8[/]" if row.rewritten else f"[yellow]{escape(row.reason)}[/]",
-        _columns(row) if row.rewritten else "",
+        columns_text(row, _COLUMNS_SHOWN) if row.rewritten else "",
         "" if row.snr_db is None else f"{row.snr_db:.1f}",
         f"{row.bytes_before / 1e6:.2f}",
         f"{row.bytes_after / 1e6:.2f}",
     )
-
-
-def _columns(row: Row) -> str:
-    shown = ", ".join(map(str, row.outlier_columns[:_COLUMNS_SHOWN])) or "none"
-    hidden = len(row.outlier_columns) - _COLUMNS_SHOWN
-    return f"{shown} and {hidden} more" if hidden > 0 else shown

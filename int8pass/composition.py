@@ -1,22 +1,73 @@
-"""A Linear in int8pass ops: one text for the rewrite, which inserts nodes, and for Int8Linear, which calls."""
+"""A Linear in int8pass ops: one text for the rewrite, which inserts nodes, and for Int8Linear, which calls.
+
+Every part of it is looked up by what a Scheme declares.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from int8pass import ops
+from int8pass.quantization.scheme import ActivationQuantization, Scheme
 
 aten = torch.ops.aten
+
+_SYMMETRIC = {
+    "per_token": (ops.scale_per_token, ops.quantize_per_token),
+    "per_tensor": (ops.scale_per_tensor, ops.quantize_per_tensor),
+}
+
+
+def call_op(op: Callable[..., Any], *arguments: Any) -> Any:
+    """The `call` that computes at once, on tensors."""
+    return op(*arguments)
+
+
+class QuantizedActivation(NamedTuple):
+    """codes: int8[..., K]; scale: float32[...] or, per tensor, float32[]; zero_point: int32 like it, None for 0."""
+
+    codes: Any
+    scale: Any
+    zero_point: Any = None
+
+
+def quantize_activation(
+    call: Callable[..., Any], form: ActivationQuantization, x: Any, mask: Any = None
+) -> QuantizedActivation:
+    """Quantize x [..., K] through `call(op, *arguments)`. mask: bool[K] or bool[..., K], True for outliers, or None."""
+    if form.symmetric:
+        scale_op, quantize_op = _SYMMETRIC[form.granularity]
+        scale = call(scale_op, x, mask)
+        return QuantizedActivation(call(quantize_op, x, scale, mask), scale)
+    scale = call(ops.asymmetric_scale, x, mask, form.granularity)
+    zero_point = call(ops.zero_point, x, scale, mask, form.granularity)
+    return QuantizedActivation(call(ops.quantize_asymmetric, x, scale, zero_point, mask), scale, zero_point)
+
+
+def dequantize(
+    call: Callable[..., Any],
+    sums: Any,
+    quantized: QuantizedActivation,
+    weight_part: Callable[[str], Any],
+    outlier: Any,
+    bias: Any,
+    dtype: torch.dtype,
+) -> Any:
+    """What int32 sums [..., N] stand for, plus the outlier part, float32[..., N] or None, and the bias, in `dtype`."""
+    if quantized.zero_point is None:
+        return call(ops.dequantize, sums, quantized.scale, weight_part("scale"), outlier, bias, dtype)
+    factors = (quantized.scale, quantized.zero_point, weight_part("scale"), weight_part("code_sums"))
+    return call(ops.dequantize_asymmetric, sums, *factors, outlier, bias, dtype)
 
 
 def int8_mixed_linear(
     call: Callable[..., Any],
     x: Any,
-    codes: Any,
-    scale: Any,
+    weight_part: Callable[[str], Any],
     bias: Any = None,
     *,
+    scheme: Scheme,
     threshold: float,
     outliers: str,
     dtype: torch.dtype,
@@ -26,10 +77,11 @@ def int8_mixed_linear(
 ) -> Any:
     """Compose x @ W.T + bias (LLM.int8(), equation 8) through `call(op, *arguments)`, on tensors or on graph nodes.
 
-    x: [..., K]; codes: int8[N, K]; scale: float32[N]; bias: [N] or None; weight: [N, K] floating for the outlier
-    branch, or None to dequantize its columns. columns: outlier features known beforehand, in place of those that x has;
-    an empty tuple, like threshold 0, means no outlier branch. Result: [..., N] in `dtype`. With `differentiable` the
-    gradient of x passes through the dequantized weight, and that of bias by plain operations.
+    x: [..., K]; weight_part: gives a field of the QuantizedWeight by name ("codes", "scale", "code_sums"); bias: [N] or
+    None; weight: [N, K] floating for the outlier branch, or None to dequantize its columns. columns: outlier features
+    known beforehand, in place of those that x has, with their weights in 16 bits; an empty tuple, like threshold 0,
+    means no outlier branch. Result: [..., N] in `dtype`. With `differentiable` the gradient of x passes through the
+    dequantized weight, and that of bias by plain operations.
     """
     source = call(aten.detach.default, x) if differentiable else x
     mask = None
@@ -37,15 +89,17 @@ def int8_mixed_linear(
         mask = call(ops.outlier_mask, source, threshold, outliers)
     elif threshold and columns:
         mask = call(ops.column_mask, source, columns)
-    x_scale = call(ops.scale_per_token, source, mask)
-    x_codes = call(ops.quantize_per_token, source, x_scale, mask)
-    sums = call(ops.int8_mm, x_codes, codes)
+    codes, scale = weight_part("codes"), weight_part("scale")
+    quantized = quantize_activation(call, scheme.activations, source, mask)
+    sums = call(ops.int8_mm, quantized.codes, codes)
     outlier = None
     if mask is not None:
-        outlier = call(ops.outlier_mm, source, mask, *((codes, scale) if weight is None else (weight,)))
+        in_16_bit = weight is not None and columns is not None
+        weights = (codes, scale) if weight is None else (weight, scale) if in_16_bit else (weight,)
+        outlier = call(ops.outlier_mm, source, mask, *weights)
     if not differentiable:
-        return call(ops.dequantize, sums, x_scale, scale, outlier, bias, dtype)
-    y = call(ops.dequantize, sums, x_scale, scale, outlier, None, torch.float32)
+        return dequantize(call, sums, quantized, weight_part, outlier, bias, dtype)
+    y = dequantize(call, sums, quantized, weight_part, outlier, None, torch.float32)
     y = call(ops.straight_through, y, x, codes, scale)
     y = y if bias is None else call(aten.add.Tensor, y, bias)
     return call(aten.to.dtype, y, dtype)

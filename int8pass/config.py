@@ -10,12 +10,13 @@ from typing import Any
 
 from int8pass.errors import ConfigError
 from int8pass.quantization.profile import Profile
+from int8pass.quantization.scheme import DEFAULT, SCHEMES, Scheme, scheme_named
 
 _CHOICES = {
     "outliers": ("column", "token"),
     "outlier_weights": (None, "original", "dequantized"),
     "break_even": ("off", "measured"),
-    "lowering": ("inductor", "eager"),
+    "lowering": ("inductor", "eager", "tensorrt"),
     "mode": (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
 
@@ -24,24 +25,31 @@ _CHOICES = {
 class Int8MixedConfig:
     """Options of the int8mixed pass.
 
+    scheme: how activations and weights become int8: a name of `quantization.SCHEMES`, or a Scheme. Kept as a Scheme.
     threshold: |x| at and above which a feature is an outlier (LLM.int8(), section 3.2); 0.0 means no outlier branch.
+        None resolves to 6.0, and to 0.0 for a scheme without outlier branch, for which any other is an error.
     outliers: "column" takes a feature as outlier for the whole call (the paper), "token" for each row on its own.
     outlier_weights: what the outlier branch multiplies with: "original" 16/32-bit columns, or columns "dequantized"
         from int8. None resolves to "original", and with free_weights to "dequantized".
     profile: a Profile of `int8pass.calibrate`, or the path of one: the outlier columns of each Linear are those that it
-        names, whatever x holds. Checked against the model: ProfileError names the first layer that differs.
+        names, whatever x holds, and their "original" weights count in 16 bits. Checked against the model: ProfileError
+        names the first layer that differs.
     skip_modules: names relative to the compiled module; a dotted name means it and all below it, `*` makes a glob,
         `re:` a regular expression matched from the start of the name.
     skip_modules_default: also skip `lm_head` and every weight tied to an embedding.
     free_weights: release each float weight once it is quantized; reading it later raises FreedWeightError.
-    break_even: "off", or "measured" (not available yet) to leave alone what int8 would make slower.
-    lowering: "inductor", or "eager" to run the ops as they are.
+    break_even: "off", or "measured" to leave alone what int8 would make slower: each Linear is timed once, as it is
+        lowered, at the rows of the call that is compiled for; times are kept in the user's cache folder.
+    lowering: "inductor"; "eager" to run the ops as they are; "tensorrt" for engines through torch-tensorrt (not yet run
+        on a GPU), for which outlier columns come from a profile, or threshold is 0.0.
     mode: Inductor's mode, since torch.compile takes either mode or options.
     inductor: options passed on to Inductor.
+    tensorrt: settings passed on to torch-tensorrt.
     dump_dir: a folder for the text of the graph after every stage; unset, the environment variable INT8PASS_DUMP.
     """
 
-    threshold: float = 6.0
+    scheme: Scheme = DEFAULT
+    threshold: float | None = None
     outliers: str = "column"
     outlier_weights: str | None = None
     profile: Profile | None = None
@@ -52,6 +60,7 @@ class Int8MixedConfig:
     lowering: str = "inductor"
     mode: str | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
+    tensorrt: Mapping[str, Any] = field(default_factory=dict)
     dump_dir: str | None = None
 
     @classmethod
@@ -74,7 +83,7 @@ class Int8MixedConfig:
                 nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
                 raise ConfigError(
                     f"unknown option {name!r}; did you mean {nearest!r}? The options are: {', '.join(known)}. "
-                    "Options of Inductor go into 'inductor'."
+                    "Options of Inductor go into 'inductor', those of torch-tensorrt into 'tensorrt'."
                 )
         return cls(**given)
 
@@ -82,25 +91,38 @@ class Int8MixedConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
+        object.__setattr__(self, "scheme", scheme_named(self.scheme))
         self._check_threshold()
+        self._check_outlier_branch()
         for name in ("skip_modules_default", "free_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         self._check_skip_modules()
         self._check_profile()
-        if not isinstance(self.inductor, Mapping):
-            raise ConfigError(f"inductor must be a mapping of Inductor's options, not {self.inductor!r}")
+        for name, whose in (("inductor", "Inductor"), ("tensorrt", "torch-tensorrt")):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"{name} must be a mapping of {whose}'s options, not {getattr(self, name)!r}")
+        self._check_tensorrt()
         if self.dump_dir is not None:
             if not isinstance(self.dump_dir, str | os.PathLike):
                 raise ConfigError(f"dump_dir must be a path, not {self.dump_dir!r}")
             object.__setattr__(self, "dump_dir", str(self.dump_dir))
-        if self.break_even == "measured":
-            raise ConfigError("break_even='measured' is not available yet; leave it 'off'")
         if self.free_weights and self.outlier_weights == "original":
             raise ConfigError(
                 "outlier_weights='original' needs the float weights that free_weights=True releases; "
                 "leave outlier_weights unset, or free_weights False"
             )
+
+    def _check_tensorrt(self) -> None:
+        if self.lowering != "tensorrt":
+            return
+        if self.threshold and self.profile is None:
+            raise ConfigError(
+                "lowering='tensorrt' cannot find outlier columns in each call yet: pass a profile, made with "
+                "int8pass.calibrate, or threshold 0.0 for no outlier branch"
+            )
+        if self.break_even == "measured":
+            raise ConfigError("break_even='measured' times Inductor's Linears, not TensorRT's: leave it 'off'")
 
     def _check_skip_modules(self) -> None:
         if isinstance(self.skip_modules, str):
@@ -124,9 +146,45 @@ class Int8MixedConfig:
             raise ConfigError("a profile names whole columns: it goes with outliers='column', not with 'token'")
 
     def _check_threshold(self) -> None:
+        if self.threshold is None:
+            object.__setattr__(self, "threshold", self.scheme.default_threshold)
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float) or not self.threshold >= 0:
             raise ConfigError(f"threshold must be a number >= 0 (0.0: no outlier branch), not {self.threshold!r}")
         object.__setattr__(self, "threshold", float(self.threshold))
+
+    def _check_outlier_branch(self) -> None:
+        """Options that only an outlier branch reads need a scheme that has one."""
+        given = {"threshold": self.threshold, "outlier_weights": self.outlier_weights, "profile": self.profile}
+        given["outliers"] = None if self.outliers == "column" else self.outliers
+        useless = [name for name, value in given.items() if value]
+        if useless and not self.scheme.decomposition:
+            names = " or ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.decomposition)
+            raise ConfigError(
+                f"scheme {self.scheme.name!r} has no outlier branch, which {' and '.join(useless)} would need: take "
+                f"scheme {names}, or leave out {' and '.join(useless)}"
+            )
+
+    def with_scheme(self, scheme: str | Scheme, threshold: float | None = None) -> "Int8MixedConfig":
+        """These options under another scheme. threshold: None keeps this one, or takes the scheme's own for 0.0.
+
+        Where the scheme has no outlier branch, the options that only such a branch reads go back to their defaults.
+        """
+        chosen = scheme_named(scheme)
+        if not chosen.decomposition:
+            return dataclasses.replace(
+                self, scheme=chosen, threshold=None, outliers="column", outlier_weights=None, profile=None
+            )
+        kept = threshold if threshold is not None else self.threshold or None
+        return dataclasses.replace(self, scheme=chosen, threshold=kept)
+
+    def require_break_even_off(self, what: str) -> None:
+        """Raise ConfigError for what cannot tell how fast its Linears will be."""
+        if self.break_even != "off":
+            raise ConfigError(
+                f"break_even='measured' times Linears as torch.compile lowers them, and what {what} makes may run "
+                "elsewhere: leave it 'off', and put what is slower into skip_modules (`int8pass report --break-even "
+                "measured` names it)"
+            )
 
     @property
     def keeps_original_weights(self) -> bool:

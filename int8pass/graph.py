@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 
 from int8pass.torch_private import (
     BUILTIN_FUNCTIONS,
+    NO_MODULE,
     HigherOrderOperator,
     OpOverload,
     OpOverloadPacket,
@@ -98,10 +99,15 @@ def insert(like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     with graph.inserting_before(like):
         node = graph.create_node("call_function", target, args, kwargs, name=_base_name(target))
     keep_provenance(node, like)
-    compute = shape_function(target) or target
-    with fake_mode_of(args), torch.no_grad():
-        node.meta["val"] = compute(*map_arg(args, value_of), **map_arg(kwargs, value_of))
+    compute_value(node)
     return node
+
+
+def compute_value(node: fx.Node) -> None:
+    """Give a call its fake value, from those of its arguments."""
+    compute = shape_function(node.target) or node.target
+    with fake_mode_of(node.args), torch.no_grad():
+        node.meta["val"] = compute(*map_arg(node.args, value_of), **map_arg(node.kwargs, value_of))
 
 
 def keep_provenance(node: fx.Node, original: fx.Node) -> None:
@@ -184,6 +190,8 @@ def module_path(node: fx.Node) -> str:
     """The dotted name of the innermost module whose code made a node, relative to the captured one; "" if unknown."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()), ("",))[0] if stack else ""
+    if path == NO_MODULE:
+        return ""
     return re.sub(r"^(L\['\w+'\]|G\['\w+'\])\.?", "", str(path))
 
 

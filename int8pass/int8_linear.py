@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from int8pass.capture import embedding_addresses
-from int8pass.composition import int8_mixed_linear
+from int8pass.composition import call_op, int8_mixed_linear
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import ConfigError, WeightError
 from int8pass.passes.select_linear import DTYPES, name_refusal
 from int8pass.program import ModuleTensor
+from int8pass.quantization.scheme import DEFAULT, Scheme
 from int8pass.weights import quantize_weight
 
 logger = logging.getLogger(__name__)
@@ -21,9 +22,10 @@ logger = logging.getLogger(__name__)
 class Int8Linear(nn.Module):
     """y = x @ W.T + bias as LLM.int8() computes it (section 3.2), with W stored as int8 codes and one scale a row.
 
-    weight: int8[N, K]; scale: float32[N]; bias: [N] or None. x: [..., K] float16, bfloat16 or float32; the result has
-    x's dtype, or autocast's. Outlier columns are dequantized from int8. A floating weight in a state_dict is quantized
-    while it is loaded, so a model built on the meta device never holds its float weights at once:
+    weight: int8[N, K]; scale: float32[N]; code_sums: int32[N], for schemes with a zero point, else None; bias: [N] or
+    None. x: [..., K] float16, bfloat16 or float32; the result has x's dtype, or autocast's. Outlier columns are
+    dequantized from int8. A floating weight in a state_dict is quantized while it is loaded, so a model built on the
+    meta device never holds its float weights at once:
 
         with torch.device("meta"):
             model = int8pass.quantize_(build_model())
@@ -38,25 +40,38 @@ class Int8Linear(nn.Module):
         out_features: int,
         bias: bool = True,
         *,
-        threshold: float = 6.0,
+        scheme: str | Scheme = DEFAULT,
+        threshold: float | None = None,
         outliers: str = "column",
         transposed: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        config = Int8MixedConfig(threshold=threshold, outliers=outliers)
+        config = Int8MixedConfig(scheme=scheme, threshold=threshold, outliers=outliers)
         self.in_features = in_features
         self.out_features = out_features
+        self.scheme = config.scheme
         self.threshold = config.threshold
         self.outliers = config.outliers
         self.transposed = transposed
         self.register_buffer("weight", torch.zeros((out_features, in_features), dtype=torch.int8, device=device))
         self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device=device))
+        sums = (
+            None if self.scheme.activations.symmetric else torch.zeros(out_features, dtype=torch.int32, device=device)
+        )
+        self.register_buffer("code_sums", sums)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, *, threshold: float = 6.0, outliers: str = "column") -> "Int8Linear":
+    def from_linear(
+        cls,
+        linear: nn.Module,
+        *,
+        scheme: str | Scheme = DEFAULT,
+        threshold: float | None = None,
+        outliers: str = "column",
+    ) -> "Int8Linear":
         """Quantize an nn.Linear, or a transformers Conv1D. The bias is shared, not copied. Raises WeightError."""
         transposed = is_conv1d(linear)
         weight = linear.weight.t() if transposed else linear.weight
@@ -64,6 +79,7 @@ class Int8Linear(nn.Module):
             weight.shape[1],
             weight.shape[0],
             bias=False,
+            scheme=scheme,
             threshold=threshold,
             outliers=outliers,
             transposed=transposed,
@@ -73,25 +89,34 @@ class Int8Linear(nn.Module):
         module.train(linear.training)
         if weight.is_meta:
             return module
-        with torch.no_grad():
-            quantized = quantize_weight(weight)
-        module.weight, module.scale = quantized.codes, quantized.scale
+        for name, tensor in module._quantized(weight).items():
+            setattr(module, name, tensor)
         return module
+
+    def _quantized(self, weight: Tensor) -> dict[str, Tensor]:
+        """The buffers of a floating weight [N, K]. Raises WeightError."""
+        with torch.no_grad():
+            quantized = quantize_weight(weight, self.scheme.weights)
+        sums = {} if self.code_sums is None else {"code_sums": quantized.code_sums}
+        return {"weight": quantized.codes, "scale": quantized.scale, **sums}
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         return int8_mixed_linear(
-            lambda op, *arguments: op(*arguments),
+            call_op,
             x,
-            self.weight,
-            self.scale,
+            self._weight_part,
             self.bias,
+            scheme=self.scheme,
             threshold=self.threshold,
             outliers=self.outliers,
             dtype=dtype,
             differentiable=torch.is_grad_enabled(),
         )
+
+    def _weight_part(self, name: str) -> Tensor:
+        return getattr(self, "weight" if name == "codes" else name)
 
     def dequantized(self) -> Tensor:
         """The weight as float32[N, K]."""
@@ -100,7 +125,7 @@ class Int8Linear(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"threshold={self.threshold}, outliers={self.outliers!r}"
+            f"scheme={self.scheme.name!r}, threshold={self.threshold}, outliers={self.outliers!r}"
         )
 
     def _apply(self, fn, recurse: bool = True):
@@ -113,9 +138,8 @@ class Int8Linear(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         weight = state_dict.get(f"{prefix}weight")
         if isinstance(weight, Tensor) and weight.is_floating_point():
-            with torch.no_grad():
-                quantized = quantize_weight(weight.t() if self.transposed else weight)
-            state_dict[f"{prefix}weight"], state_dict[f"{prefix}scale"] = quantized.codes, quantized.scale
+            for name, tensor in self._quantized(weight.t() if self.transposed else weight).items():
+                state_dict[f"{prefix}{name}"] = tensor
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -127,11 +151,12 @@ def is_conv1d(module: nn.Module) -> bool:
 def quantize_(model: nn.Module, *, options: Mapping[str, Any] | Int8MixedConfig | None = None) -> nn.Module:
     """Replace every nn.Linear and transformers Conv1D of `model` by an Int8Linear, in place; returns the model.
 
-    options: threshold, outliers, skip_modules and skip_modules_default count, see Int8MixedConfig. Each skipped Linear
-    is logged with its reason. Raises ConfigError where the model itself is a Linear (use Int8Linear.from_linear), or
-    outlier_weights="original" is asked for, since no float weight is kept.
+    options: scheme, threshold, outliers, skip_modules and skip_modules_default count, see Int8MixedConfig. Each skipped
+    Linear is logged with its reason. Raises ConfigError where the model itself is a Linear (use
+    Int8Linear.from_linear), or outlier_weights="original" is asked for, since no float weight is kept.
     """
     config = Int8MixedConfig.from_options(options)
+    config.require_break_even_off("quantize_")
     if config.outlier_weights == "original":
         raise ConfigError("quantize_ keeps no float weights, so outlier_weights='original' is not possible here")
     if _is_linear(model):
@@ -166,7 +191,9 @@ def _int8_or_same(linear: nn.Module, name: str, config: Int8MixedConfig, tied: f
         reason = f"the weight is {linear.weight.dtype}"
     if not reason:
         try:
-            return Int8Linear.from_linear(linear, threshold=config.threshold, outliers=config.outliers)
+            return Int8Linear.from_linear(
+                linear, scheme=config.scheme, threshold=config.threshold, outliers=config.outliers
+            )
         except WeightError as error:
             reason = str(error)
     logger.debug("%s: %s", name, reason)

@@ -14,7 +14,8 @@ from torch import Tensor
 from int8pass.graph import value_of
 from int8pass.kernels.integer_matmul import integer_matmul
 from int8pass.kernels.outlier_product import outlier_product
-from int8pass.quantization.absmax import absmax_codes, absmax_scale
+from int8pass.quantization.absmax import absmax_codes, absmax_scale, absmax_tensor_scale
+from int8pass.quantization.zeropoint import asymmetric_codes, range_scale, range_zero_point
 from int8pass.torch_private import OpOverload
 
 NAMESPACE = "int8pass"
@@ -84,17 +85,73 @@ scale_per_token = _define("scale_per_token(Tensor x, Tensor? mask) -> Tensor", _
 DECOMPOSITIONS[scale_per_token] = absmax_scale
 
 
-# --- quantize_per_token: int8 codes of each row, outliers as 0
+# --- scale_per_tensor: max |x| / 127 of all rows, outliers left out
 
 
-def _quantize_per_token_fake(x, scale, mask):
+def _scale_per_tensor_fake(x, mask):
+    return x.new_empty((), dtype=torch.float32)
+
+
+scale_per_tensor = _define(
+    "scale_per_tensor(Tensor x, Tensor? mask) -> Tensor", _scale_per_tensor_fake, absmax_tensor_scale
+)
+DECOMPOSITIONS[scale_per_tensor] = absmax_tensor_scale
+
+
+# --- asymmetric_scale, zero_point: of the range from min(x, 0) to max(x, 0), by row or of all, outliers left out
+
+
+def _asymmetric_scale_fake(x, mask, granularity):
+    return x.new_empty(() if granularity == "per_tensor" else x.shape[:-1], dtype=torch.float32)
+
+
+asymmetric_scale = _define(
+    "asymmetric_scale(Tensor x, Tensor? mask, str granularity) -> Tensor", _asymmetric_scale_fake, range_scale
+)
+DECOMPOSITIONS[asymmetric_scale] = range_scale
+
+
+def _zero_point_fake(x, scale, mask, granularity):
+    return torch.empty_like(scale, dtype=torch.int32)
+
+
+zero_point = _define(
+    "zero_point(Tensor x, Tensor scale, Tensor? mask, str granularity) -> Tensor", _zero_point_fake, range_zero_point
+)
+DECOMPOSITIONS[zero_point] = range_zero_point
+
+
+# --- quantize_per_token, quantize_per_tensor: int8 codes of each row, outliers as 0
+
+
+def _quantize_fake(x, scale, mask):
     return torch.empty(x.shape, dtype=torch.int8, device=x.device)
 
 
 quantize_per_token = _define(
-    "quantize_per_token(Tensor x, Tensor scale, Tensor? mask) -> Tensor", _quantize_per_token_fake, absmax_codes
+    "quantize_per_token(Tensor x, Tensor scale, Tensor? mask) -> Tensor", _quantize_fake, absmax_codes
 )
 DECOMPOSITIONS[quantize_per_token] = absmax_codes
+
+quantize_per_tensor = _define(
+    "quantize_per_tensor(Tensor x, Tensor scale, Tensor? mask) -> Tensor", _quantize_fake, absmax_codes
+)
+DECOMPOSITIONS[quantize_per_tensor] = absmax_codes
+
+
+# --- quantize_asymmetric: int8 codes with a zero point, outliers as the zero point
+
+
+def _quantize_asymmetric_fake(x, scale, zero_point, mask):
+    return _quantize_fake(x, scale, mask)
+
+
+quantize_asymmetric = _define(
+    "quantize_asymmetric(Tensor x, Tensor scale, Tensor zero_point, Tensor? mask) -> Tensor",
+    _quantize_asymmetric_fake,
+    asymmetric_codes,
+)
+DECOMPOSITIONS[quantize_asymmetric] = asymmetric_codes
 
 
 # --- int8_mm: x_q @ W_q.T, exact in int32
@@ -112,7 +169,7 @@ def _int8_mm_fake(x_q, w_q):
 int8_mm = _define("int8_mm(Tensor x_q, Tensor w_q) -> Tensor", _int8_mm_fake, _int8_mm)
 
 
-# --- outlier_mm: x[:, O] @ W[:, O].T in float32; with w_scale, w holds int8 codes
+# --- outlier_mm: x[:, O] @ W[:, O].T in float32; with w_scale, w holds int8 codes, or is floating and read in 16 bits
 
 
 def _outlier_mm(x, mask, w, w_scale=None):
@@ -155,15 +212,50 @@ dequantize = _define(
 DECOMPOSITIONS[dequantize] = _dequantize
 
 
-# --- scaled_int8_mm: int8_mm and dequantize in one, as files hold it; w_q: int8[K, N], inputs first
+# --- dequantize_asymmetric: the same of acc - zero_point * code_sums, exact in int32; code_sums: of W_q over K
+
+
+def _dequantize_asymmetric(acc, x_scale, zero_point, w_scale, code_sums, outlier, bias, dtype):
+    return _dequantize(acc - zero_point.unsqueeze(-1) * code_sums, x_scale, w_scale, outlier, bias, dtype)
+
+
+def _dequantize_asymmetric_fake(acc, x_scale, zero_point, w_scale, code_sums, outlier, bias, dtype):
+    return acc.new_empty(acc.shape, dtype=dtype)
+
+
+dequantize_asymmetric = _define(
+    "dequantize_asymmetric(Tensor acc, Tensor x_scale, Tensor zero_point, Tensor w_scale, Tensor code_sums, "
+    "Tensor? outlier, Tensor? bias, ScalarType dtype) -> Tensor",
+    _dequantize_asymmetric_fake,
+    _dequantize_asymmetric,
+)
+DECOMPOSITIONS[dequantize_asymmetric] = _dequantize_asymmetric
+
+
+# --- pad_features: x in float32 with zeros behind its K features, up to `features`
+
+
+def _pad_features(x, features):
+    return torch.nn.functional.pad(x.float(), (0, features - x.shape[-1])).contiguous()
+
+
+def _pad_features_fake(x, features):
+    return x.new_empty((*x.shape[:-1], features), dtype=torch.float32)
+
+
+pad_features = _define("pad_features(Tensor x, int features) -> Tensor", _pad_features_fake, _pad_features)
+
+
+# --- scaled_int8_mm: int8_mm and dequantize in one, as files hold it; w_q: int8[K, N or more], inputs first
 
 
 def _scaled_int8_mm(x_q, x_scale, w_q, w_scale, outlier, bias, dtype):
-    return _dequantize(_int8_mm(x_q, w_q.t()), x_scale, w_scale, outlier, bias, dtype)
+    sums = _int8_mm(x_q, w_q[:, : w_scale.shape[0]].t())
+    return _dequantize(sums, x_scale, w_scale, outlier, bias, dtype)
 
 
 def _scaled_int8_mm_fake(x_q, x_scale, w_q, w_scale, outlier, bias, dtype):
-    return x_q.new_empty((*x_q.shape[:-1], w_q.shape[1]), dtype=dtype)
+    return x_q.new_empty((*x_q.shape[:-1], w_scale.shape[0]), dtype=dtype)
 
 
 scaled_int8_mm = _define(
@@ -174,15 +266,15 @@ scaled_int8_mm = _define(
 )
 
 
-# --- gathered_mm: outlier_mm over a weight that lies inputs first; w_q: int8[K, N]
+# --- gathered_mm: outlier_mm over a weight that lies inputs first; w_q: int8[K, N or more]
 
 
 def _gathered_mm(x, mask, w_q, w_scale):
-    return _outlier_mm(x, mask, w_q.t(), w_scale)
+    return _outlier_mm(x, mask, w_q[:, : w_scale.shape[0]].t(), w_scale)
 
 
 def _gathered_mm_fake(x, mask, w_q, w_scale):
-    return x.new_empty((*x.shape[:-1], w_q.shape[1]), dtype=torch.float32)
+    return x.new_empty((*x.shape[:-1], w_scale.shape[0]), dtype=torch.float32)
 
 
 gathered_mm = _define(
@@ -190,25 +282,27 @@ gathered_mm = _define(
 )
 
 
-# --- column_mm: x[:, columns] @ w + bias in float32, for columns known beforehand; w: [J, N] floating
+# --- column_mm: x[:, columns] @ (w * w_scale) + bias in float32, for columns known beforehand; w: [J, N] 16-bit
 
 
-def _column_mm(x, columns, w, bias=None):
+def _column_mm(x, columns, w, w_scale=None, bias=None):
     features = x.reshape(-1, x.shape[-1])[:, list(columns)].float()
     result = torch.zeros((features.shape[0], w.shape[1]), device=x.device)
     # in place is not autocast, so an enclosing autocast region cannot round the product
-    result.addmm_(features, w.float())
+    result.addmm_(features, w.float() if w_scale is None else w.float() * w_scale)
     if bias is not None:
         result += bias.float()
     return result.reshape(*x.shape[:-1], w.shape[1])
 
 
-def _column_mm_fake(x, columns, w, bias=None):
+def _column_mm_fake(x, columns, w, w_scale=None, bias=None):
     return x.new_empty((*x.shape[:-1], w.shape[1]), dtype=torch.float32)
 
 
 column_mm = _define(
-    "column_mm(Tensor x, int[] columns, Tensor w, Tensor? bias=None) -> Tensor", _column_mm_fake, _column_mm
+    "column_mm(Tensor x, int[] columns, Tensor w, Tensor? w_scale=None, Tensor? bias=None) -> Tensor",
+    _column_mm_fake,
+    _column_mm,
 )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from int8pass.config import Int8MixedConfig
 from int8pass.graph import dtype_name, is_canonical_linear, module_path, operation, value_of
+from int8pass.quantization.scheme import Scheme
 from int8pass.weight_expression import WeightExpression, weight_expression
 from int8pass.weights import WEIGHTS, QuantizedWeight
 
@@ -45,7 +46,8 @@ class Decision:
     """What became of one Linear-like node.
 
     node: its name in the graph; module: dotted name of the module whose weight it reads, "" where it reads none;
-    weight_shape: (N, K) or None; reason: "" where it was rewritten.
+    weight_shape: (N, K) or None; reason: "" where it was rewritten. weight, view: the parameter or buffer, and the
+    views that it is read through.
     """
 
     node: str
@@ -56,6 +58,8 @@ class Decision:
     reason: str = ""
     weight_bytes: int = 0
     int8_bytes: int = 0
+    weight: str = ""
+    view: str = ""
 
     @property
     def rewritten(self) -> bool:
@@ -121,7 +125,7 @@ class Program:
         labels = {name: f"weight '{bound.name}'" for name, bound in self.tensors.items()}
         for name, wanted in self.weight_inputs.items():
             source = self.tensors[wanted.expression.root].name
-            what = "outlier columns" if wanted.field == "column_cache" else f"int8 {wanted.field}"
+            what = "outlier columns" if wanted.field.endswith("_cache") else f"int8 {wanted.field}"
             labels[name] = f"{what} of '{source}'{wanted.expression.key}"
         labels.update(dict.fromkeys(self.constants, "constant"))
         return labels
@@ -138,10 +142,14 @@ class Program:
         """The graph input or attribute that a weight is a view of."""
         return self._inputs.get(expression.root) or self._attributes[expression.root]
 
-    def quantized(self, expression: WeightExpression) -> QuantizedWeight:
-        """The int8 form of a weight, quantized on first use. Raises WeightError, FreedWeightError."""
+    def quantized(self, expression: WeightExpression, scheme: Scheme | None = None) -> QuantizedWeight:
+        """The int8 form of a weight under a scheme, or under the config's, quantized on first use.
+
+        Raises WeightError, FreedWeightError.
+        """
+        form = (scheme or self.config.scheme).weights
         tensor = self.tensors[expression.root].tensor
-        return WEIGHTS.get(tensor, expression.key, expression.evaluate).quantized
+        return WEIGHTS.get(tensor, expression.key, expression.evaluate, form).quantized
 
     def profiled_columns(self, expression: WeightExpression, node: fx.Node) -> tuple[int, ...] | None:
         """The outlier columns that the profile names for a Linear; None without a profile. Raises ProfileError."""
@@ -226,6 +234,8 @@ class Program:
             reason=reason,
             weight_bytes=0 if weight is None else int(weight.numel()) * weight.dtype.itemsize,
             int8_bytes=int8_bytes,
+            weight=source.name if source else "",
+            view=expression.key if source else "",
         )
         self.decisions.append(decision)
         logger.debug("%s (%s %s): %s", decision.module, decision.node, decision.weight_shape, reason or "rewritten")

@@ -13,8 +13,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from int8pass.errors import FreedWeightError, WeightError
 from int8pass.kernels.cpu import fused
-from int8pass.kernels.cpu.packing import code_offset, pack, packed_shape, unpack
-from int8pass.quantization.absmax import INT8_MAX, absmax_codes, absmax_scale
+from int8pass.kernels.cpu.packing import ZERO_POINT, code_offset, pack, packed_shape, unpack
+from int8pass.quantization.absmax import INT8_MAX, absmax_codes
+from int8pass.quantization.scheme import PER_CHANNEL, WeightQuantization
 from int8pass.released_memory import released
 from int8pass.torch_private import as_plain_tensors, is_tracing, storage_id
 
@@ -34,9 +35,11 @@ class ColumnCounts(NamedTuple):
 class QuantizedWeight:
     """An int8 weight: W[n, k] = codes[n, k] * scale[n] up to rounding.
 
-    scale: float32[N]; codes: int8[N, K]; packed and offset: the layout of the fused CPU kernel. Memory holds the codes
-    once: `packed` takes their place. Only where a graph that is not fused (training, debugging) reads `codes` after
-    that are both kept. column_cache: where that kernel keeps outlier columns of the float weight between calls.
+    scale: float32[N], all equal where there is one for the tensor; codes: int8[N, K]; code_sums: int32[N], their sums
+    over K; packed and offset: the layout of the fused CPU kernel. Memory holds the codes once: `packed` takes their
+    place. Only where a graph that is not fused (training, debugging) reads `codes` after that are both kept.
+    column_cache, profiled_cache: where that kernel keeps outlier columns of the float weight between calls, as they are
+    and, for those that a profile names, in 16 bits.
     """
 
     _lock = threading.Lock()
@@ -47,7 +50,8 @@ class QuantizedWeight:
         self._codes: Tensor | None = codes
         self._packed: Tensor | None = None
         self._offset: Tensor | None = None
-        self._column_cache: Tensor | None = None
+        self._code_sums: Tensor | None = None
+        self._caches: dict[str, Tensor] = {}
         self._fields: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
 
     def fields(self, names: tuple[str, ...]) -> tuple[Tensor, ...]:
@@ -84,21 +88,36 @@ class QuantizedWeight:
         return self._offset
 
     @property
-    def column_cache(self) -> Tensor:
+    def code_sums(self) -> Tensor:
         with self._lock:
-            if self._column_cache is None:
-                self._column_cache = fused.cpu_column_cache(fused.cache_capacity(self.shape[1]))
-        return self._column_cache
+            if self._code_sums is None:
+                offset = code_offset(self._codes) if self._offset is None else self._offset
+                self._code_sums = offset // ZERO_POINT
+        return self._code_sums
+
+    @property
+    def column_cache(self) -> Tensor:
+        return self._cache("column_cache")
+
+    @property
+    def profiled_cache(self) -> Tensor:
+        return self._cache("profiled_cache")
+
+    def _cache(self, field: str) -> Tensor:
+        with self._lock:
+            if field not in self._caches:
+                self._caches[field] = fused.cpu_column_cache(fused.cache_capacity(self.shape[1]))
+            return self._caches[field]
 
     @property
     def cached_columns(self) -> ColumnCounts:
         """What became of the outlier columns that calls asked for."""
-        cache = self._column_cache
-        return ColumnCounts(*(fused.cpu_column_cache_counts(cache).tolist() if cache is not None else (0, 0, 0, 0)))
+        counts = [fused.cpu_column_cache_counts(cache).tolist() for cache in list(self._caches.values())]
+        return ColumnCounts(*map(sum, zip((0, 0, 0, 0), *counts, strict=True)))
 
     @property
     def nbytes(self) -> int:
-        held = (self._codes, self._packed, self._offset, self.scale)
+        held = (self._codes, self._packed, self._offset, self._code_sums, self.scale)
         return sum(tensor.nbytes for tensor in held if tensor is not None) + self.cached_columns.nbytes
 
     def empty(self, field: str) -> Tensor:
@@ -106,26 +125,32 @@ class QuantizedWeight:
         shape, dtype = {
             "codes": (self.shape, torch.int8),
             "scale": (self.shape[:1], torch.float32),
+            "code_sums": (self.shape[:1], torch.int32),
             "packed": (packed_shape(*self.shape), torch.int8),
             "offset": (self.shape[:1], torch.int32),
             "column_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
+            "profiled_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
         }[field]
         return torch.empty(shape, dtype=dtype, device=self.scale.device)
 
 
-def quantize_weight(weight: Tensor) -> QuantizedWeight:
-    """Quantize per output channel (LLM.int8(), section 3.1). weight: [N, K] float16, bfloat16 or float32, any strides.
+def quantize_weight(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> QuantizedWeight:
+    """Quantize as `form` says; the default is one scale for each output channel (LLM.int8(), section 3.1).
 
-    Raises WeightError for NaN, infinity, or magnitudes whose int32 sums would overflow float32 once scaled.
+    weight: [N, K] float16, bfloat16 or float32, any strides. Raises WeightError for NaN, infinity, or magnitudes whose
+    int32 sums would overflow float32 once scaled.
     """
     rows, columns = weight.shape
     codes = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
+    if form.granularity == "per_tensor":
+        scale[:] = form.scale(weight.reshape(1, -1))
     at_once = _ELEMENTS_AT_ONCE_ON_CUDA if weight.is_cuda else _ELEMENTS_AT_ONCE
     step = max(1, at_once // max(1, columns))
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        scale[part] = absmax_scale(weight[part])
+        if form.granularity == "per_channel":
+            scale[part] = form.scale(weight[part])
         codes[part] = absmax_codes(weight[part], scale[part])
     if not bool(torch.isfinite(scale).all()):
         raise WeightError("the weight holds NaN or infinity")
@@ -134,9 +159,12 @@ def quantize_weight(weight: Tensor) -> QuantizedWeight:
     return QuantizedWeight(codes, scale)
 
 
-def quantizing_scratch_bytes(columns: int, on_cuda: bool = False) -> int:
+def quantizing_scratch_bytes(
+    rows: int, columns: int, form: WeightQuantization = PER_CHANNEL, on_cuda: bool = False
+) -> int:
     """The most that `quantize_weight` holds beside weight and codes: two float32 copies of the rows taken at a time."""
-    return 2 * torch.float32.itemsize * max(_ELEMENTS_AT_ONCE_ON_CUDA if on_cuda else _ELEMENTS_AT_ONCE, columns)
+    taken = rows * columns if form.granularity == "per_tensor" else columns
+    return 2 * torch.float32.itemsize * max(_ELEMENTS_AT_ONCE_ON_CUDA if on_cuda else _ELEMENTS_AT_ONCE, taken)
 
 
 _METHODS = """size stride dim numel is_floating_point is_complex element_size requires_grad_ is_conj is_neg
@@ -213,33 +241,43 @@ class CachedWeight:
         self._fingerprint = None
 
 
-def _quantized_or_reason(evaluate: Callable[[Tensor], Tensor], tensor: Tensor) -> QuantizedWeight | str:
+def _quantized_or_reason(
+    evaluate: Callable[[Tensor], Tensor], tensor: Tensor, form: WeightQuantization
+) -> QuantizedWeight | str:
     if is_freed(tensor):
         raise FreedWeightError(_FREED)
     with torch.inference_mode(False), torch.no_grad():
         try:
-            return quantize_weight(evaluate(tensor))
+            return quantize_weight(evaluate(tensor), form)
         except WeightError as error:
             return str(error)  # not the error: its traceback would keep the tensor and the inputs of calls alive
 
 
 class WeightCache:
-    """Int8 weights by identity of the live float tensor (held weakly) and by the view of it that a Linear reads."""
+    """Int8 weights by identity of the live float tensor (held weakly), by the view of it that a Linear reads, and by
+    how that is quantized.
+    """
 
     def __init__(self) -> None:
         self._views: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._lock = threading.RLock()
 
-    def get(self, tensor: Tensor, view: str, evaluate: Callable[[Tensor], Tensor]) -> CachedWeight:
+    def get(
+        self,
+        tensor: Tensor,
+        view: str,
+        evaluate: Callable[[Tensor], Tensor],
+        form: WeightQuantization = PER_CHANNEL,
+    ) -> CachedWeight:
         """The int8 form of evaluate(tensor), quantizing where it is new or stale. `view` names what evaluate does.
 
         Raises WeightError as `quantize_weight` does, FreedWeightError where a freed tensor lacks this view.
         """
         with self._lock:
             views = self._views.setdefault(tensor, {})
-            cached = views.get(view)
+            cached = views.get((view, form))
             if cached is None or not cached.serves(tensor):
-                cached = views[view] = CachedWeight(tensor, _quantized_or_reason(evaluate, tensor))
+                cached = views[view, form] = CachedWeight(tensor, _quantized_or_reason(evaluate, tensor, form))
             if isinstance(cached.quantized, str):
                 raise WeightError(cached.quantized)
             return cached

@@ -12,6 +12,7 @@ INT8_MAX = 127
 FLOAT32 = np.finfo(np.float32)
 OUTLIERS = ("column", "token")
 OUTLIER_WEIGHTS = ("original", "dequantized")
+PROFILE_WEIGHTS = "float16"
 
 
 def check_choice(name, value, choices):
@@ -47,13 +48,15 @@ def _quantize_rows(values):
     return np.where(scale[:, None] > 0, rounded, 0).astype(np.int8), scale
 
 
-def quantize_activation(x, threshold, outliers):
+def quantize_activation(x, threshold, outliers, mask=None):
     """Codes int8[M, K], scale float32[M] and the outlier mask of x[M, K] (sections 3.1 and 3.2).
+
+    mask, bool[K] or bool[M, K], replaces the one that x has.
 
     Outliers have code 0 and do not take part in the scale of their row. Every infinity is an
     outlier, unless the threshold is 0.0: then its row has scale NaN.
     """
-    mask = outlier_mask(x, threshold, outliers)
+    mask = outlier_mask(x, threshold, outliers) if mask is None else mask
     regular = np.where(mask, np.float32(0), np.asarray(x, np.float32))
     codes, scale = _quantize_rows(regular)
     return codes, scale, mask
@@ -62,6 +65,13 @@ def quantize_activation(x, threshold, outliers):
 def quantize_weight(w):
     """Codes int8[N, K] and scale float32[N] of w[N, K], one scale for each output (section 3.1)."""
     return _quantize_rows(np.asarray(w, np.float32))
+
+
+def float16_weight(w):
+    """w[N, K], float32, rounded to float16 in units of its scales: float64[N, K]."""
+    _, scale = quantize_weight(w)
+    unit = np.where(scale > 0, scale, np.float32(1))[:, None]
+    return (np.asarray(w, np.float32) / unit).astype(np.float16).astype(np.float64) * unit
 
 
 def _products(x, w):
@@ -86,23 +96,28 @@ def linear(
     outliers="column",
     outlier_weights="original",
     codes=None,
+    mask=None,
 ):
     """The LLM.int8() Linear of x[M, K] with w[N, K] and bias[N] (section 3.2, Eq. 8).
 
-    outlier_weights is "original" (the paper) or "dequantized" (rebuilt from the codes of w).
+    outlier_weights is "original" (the paper), "dequantized" (rebuilt from the codes of w), or "float16"
+    (rounded to it in units of w's scale, as a profile's columns of a float32 weight are).
     codes, a pair of int8[M, K] and float32[M], replaces the codes and scale computed from x; its
-    codes are 0 at the outliers of x.
+    codes are 0 at the outliers of x. mask replaces the outlier mask of x.
     Returns y float64[M, N] and magnitude float64[M, N], the sum of the absolute terms of y.
     """
-    check_choice("outlier_weights", outlier_weights, OUTLIER_WEIGHTS)
+    check_choice("outlier_weights", outlier_weights, (*OUTLIER_WEIGHTS, PROFILE_WEIGHTS))
     x = np.asarray(x, np.float32)
-    x_codes, x_scale, mask = quantize_activation(x, threshold, outliers)
+    x_codes, x_scale, mask = quantize_activation(x, threshold, outliers, mask)
     if codes is not None:
         x_codes, x_scale = codes
     w_codes, w_scale = quantize_weight(w)
     x_scale, w_scale = x_scale[:, None].astype(np.float64), w_scale.astype(np.float64)
-    dequantized = outlier_weights == "dequantized"
-    weight = w_codes * w_scale[:, None] if dequantized else np.asarray(w, np.float64)
+    weight = np.asarray(w, np.float64)
+    if outlier_weights == "dequantized":
+        weight = w_codes * w_scale[:, None]
+    elif outlier_weights == PROFILE_WEIGHTS:
+        weight = float16_weight(w)
     bias = np.asarray(0.0 if bias is None else bias, np.float64)
 
     with np.errstate(all="ignore"):

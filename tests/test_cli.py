@@ -89,7 +89,7 @@ def test_help_names_every_option(run, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     code, out, _ = run(command, "--help")
     assert code == 0
-    for option in ("threshold", "outliers", "outlier-weights", "skip-modules", "no-skip-modules-default"):
+    for option in ("scheme", "threshold", "outliers", "outlier-weights", "skip-modules", "no-skip-modules-default"):
         assert f"--{option}" in out
 
 

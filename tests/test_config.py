@@ -14,8 +14,10 @@ from torch._dynamo.exc import BackendCompilerFailed
 from int8pass.config import Int8MixedConfig
 from int8pass.convert import convert
 from int8pass.errors import ConfigError, Int8PassError
+from int8pass.quantization import SCHEMES
 
 DEFAULTS = dict(
+    scheme=dataclasses.asdict(SCHEMES["llm.int8"]),
     threshold=6.0,
     outliers="column",
     outlier_weights=None,
@@ -27,6 +29,7 @@ DEFAULTS = dict(
     lowering="inductor",
     mode=None,
     inductor={},
+    tensorrt={},
     dump_dir=None,
 )
 
@@ -80,7 +83,6 @@ def test_legal_options(options):
         ({"threshold": -1.0}, "threshold must be a number >= 0"),
         ({"threshold": math.nan}, "threshold must be a number >= 0"),
         ({"threshold": "6"}, "threshold must be a number >= 0"),
-        ({"threshold": None}, "threshold must be a number >= 0"),
         ({"threshold": True}, "threshold must be a number >= 0"),
         ({"outliers": "row"}, r"outliers must be one of \('column', 'token'\), not 'row'"),
         ({"outliers": None}, "outliers must be one of"),
@@ -94,8 +96,10 @@ def test_legal_options(options):
         ({"skip_modules_default": 1}, "skip_modules_default must be True or False, not 1"),
         ({"free_weights": "yes"}, "free_weights must be True or False, not 'yes'"),
         ({"break_even": "on"}, "break_even must be one of"),
-        ({"break_even": "measured"}, "break_even='measured' is not available"),
-        ({"lowering": "cuda"}, "lowering must be one of .*'inductor', 'eager'"),
+        ({"lowering": "cuda"}, "lowering must be one of .*'inductor', 'eager', 'tensorrt'"),
+        ({"lowering": "tensorrt"}, "cannot find outlier columns in each call yet: pass a profile"),
+        ({"lowering": "tensorrt", "threshold": 0.0, "break_even": "measured"}, "times Inductor's Linears"),
+        ({"tensorrt": "fast"}, "tensorrt must be a mapping of torch-tensorrt's options"),
         ({"mode": "fast"}, "mode must be one of .*'reduce-overhead'"),
         ({"inductor": "max_autotune"}, "inductor must be a mapping"),
         ({"inductor": None}, "inductor must be a mapping"),

@@ -17,8 +17,10 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SET_UP = "pip install "  # .ci/run types these
 SLOW = "python examples/quickstart.py"  # with --quick here
-# tests/test_examples.py and tests/bench/test_gpu.py run these, with --quick
-ELSEWHERE = ("python examples/export_onnx.py", "python examples/bench_gpu.py")
+# tests/test_examples.py, tests/experiments and tests/bench/test_gpu.py run these, with --quick
+ELSEWHERE = tuple(
+    f"python examples/{name}.py" for name in ("export_onnx", "paper_table1", "outlier_atlas", "bench_gpu")
+)
 
 
 def blocks(language):
@@ -67,6 +69,9 @@ def test_the_graphs_shown_are_the_graphs_dumped(python_result, folder):
 def test_shell_line_runs(line, python_result, folder):
     quick = line if "--quick" in line else line.replace(SLOW, f"{SLOW} --quick")
     flags = re.sub(r" --(compare|outliers)\b", "", quick)  # minutes of Inductor each
+    flags = re.sub(
+        r"(int8pass sweep \S+).*", r"\1 --lowering eager --rounds 1 --schemes absmax --plot sweep.png", flags
+    )
     flags = re.sub(r"compile_time$", "compile_time --rounds 1 --layers 1", flags)
     flags = re.sub(r"bench\.memory$", "bench.memory --gigabytes 0.2 --only 'float32, eager'", flags)
     flags = re.sub(r"(int8pass bench \w+).*", r"\1 --quick --peers 'float32-eager'", flags)
@@ -89,4 +94,5 @@ def test_every_option_is_in_the_table():
     table = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
     defaults = dict(table)
     for option in dataclasses.fields(Int8MixedConfig):
-        assert defaults[option.name] == repr(getattr(Int8MixedConfig(), option.name)).replace("'", '"')
+        default = getattr(Int8MixedConfig(), option.name)
+        assert defaults[option.name] == repr(getattr(default, "name", default)).replace("'", '"')

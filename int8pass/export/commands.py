@@ -5,25 +5,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from int8pass.arguments import (
     Model,
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
+    Profile,
+    SchemeName,
     SkipModules,
     Threshold,
     config_of,
 )
-from int8pass.export.decoder import is_decoder, with_past
-from int8pass.export.onnx import export_onnx
-from int8pass.export.shapes import dynamic_example
+from int8pass.export.example import export_loaded
 from int8pass.export.targets import TARGETS
 from int8pass.files import require_writable
-from int8pass.models import LoadedModel, load_model, python_function
+from int8pass.inspection.loading import loaded_model
+from int8pass.models import LoadedModel, python_function
 from int8pass.quantization.calibrate import calibrate as calibrate_model
+from int8pass.quantization.scheme import DEFAULT
 
 export = typer.Typer(no_args_is_help=True, help="Write a model with its Linears in int8 to a file.")
 
@@ -44,9 +44,7 @@ def onnx(
     target: Annotated[
         str, typer.Option(help=f"{', '.join(TARGETS)}. Not yet run on the real thing: {_NOT_YET_RUN}.")
     ] = "onnxruntime-cpu",
-    profile: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="A profile of `int8pass calibrate`: its outlier columns.")
-    ] = None,
+    profile: Profile = None,
     outlier_columns: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +59,8 @@ def onnx(
     no_past: Annotated[
         bool, typer.Option("--no-past", help="Write a decoder without inputs and outputs for past keys and values.")
     ] = False,
-    threshold: Threshold = 6.0,
+    scheme: SchemeName = DEFAULT.name,
+    threshold: Threshold = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
@@ -72,32 +71,21 @@ def onnx(
     Batch size and length (the first two dimensions of each input) may change from call to call. A transformers decoder
     takes input_ids, attention_mask and its past keys and values, and gives logits and the present ones.
     """
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile)
+    config = config_of(
+        threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile, scheme=scheme
+    )
     require_writable(output)
-    console = Console(stderr=True)
-    with console.status(f"loading {escape(model)}"):
-        loaded = load_model(model)
-    example, shapes = _example(loaded, static=static, past=not no_past)
-    with console.status(f"writing {escape(str(output))}"):
-        export_onnx(
-            example.model,
-            example.args,
-            output,
-            kwargs=example.kwargs,
-            dynamic_shapes=shapes,
-            options=config,
-            target=target,
-            outlier_columns=outlier_columns,
-            opset=opset,
-        )
+    export_loaded(
+        loaded_model(model),
+        output,
+        config,
+        target=target,
+        outlier_columns=outlier_columns,
+        opset=opset,
+        static=static,
+        past=not no_past,
+    )
     typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
-
-
-def _example(loaded: LoadedModel, *, static: bool, past: bool) -> tuple[LoadedModel, Any]:
-    if past and not static and is_decoder(loaded.model):
-        wrapped, kwargs, shapes = with_past(loaded.model)
-        return LoadedModel(wrapped, (), kwargs), shapes
-    return (loaded, None) if static else dynamic_example(loaded)
 
 
 def calibrate(
@@ -114,16 +102,32 @@ def calibrate(
     min_batches: Annotated[
         int, typer.Option(help="How many batches must show an outlier for its column to count.")
     ] = 1,
-    threshold: Threshold = 6.0,
+    observer: Annotated[
+        str,
+        typer.Option(
+            help="How far each input's range goes, outlier columns left out: 'absmax', 'percentile', 'mse' or "
+            "'entropy'. All but absmax run the batches twice."
+        ),
+    ] = "absmax",
+    percentile: Annotated[
+        float, typer.Option(help="Percent of the values within the percentile observer's range.")
+    ] = 99.99,
+    threshold: Threshold = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
 ) -> None:
-    """Run MODEL in float on batches and write which input columns of each Linear hold outliers: a profile, as JSON."""
+    """Run MODEL in float on batches and write a profile, as JSON: each Linear's outlier columns and input range."""
     config = config_of(threshold, "column", None, skip_modules, no_skip_modules_default)
     require_writable(output)
-    with Console(stderr=True).status(f"loading {escape(model)}"):
-        loaded = load_model(model)
-    profile = calibrate_model(loaded.model, _batches(batches, loaded), options=config, min_batches=min_batches)
+    loaded = loaded_model(model)
+    profile = calibrate_model(
+        loaded.model,
+        _batches(batches, loaded),
+        options=config,
+        min_batches=min_batches,
+        observer=observer,
+        percentile=percentile,
+    )
     profile.save(output)
     with_outliers = [layer for layer in profile.layers if layer.outlier_columns]
     typer.echo(f"{output}: {len(with_outliers)} of {len(profile.layers)} weights have outlier columns")

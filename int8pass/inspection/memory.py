@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from int8pass.kernels.cpu.packing import LARGEST_K, packing_scratch_bytes
+from int8pass.quantization.scheme import DEFAULT, Scheme
 from int8pass.torch_private import storage_id
 from int8pass.weight_expression import WeightExpression
 from int8pass.weights import QuantizedWeight, quantizing_scratch_bytes
@@ -28,7 +29,9 @@ class WeightMemory:
         return self.int8 + (self.before if self.kept_float else 0)
 
 
-def weight_memory(tensor: Tensor, expression: WeightExpression, *, kept_float: bool, fused: bool) -> WeightMemory:
+def weight_memory(
+    tensor: Tensor, expression: WeightExpression, *, kept_float: bool, fused: bool, scheme: Scheme = DEFAULT
+) -> WeightMemory:
     """The memory of a parameter's or buffer's view.
 
     fused: calls go to the fused CPU kernel where it takes the weight, which packs the codes at the first call.
@@ -39,8 +42,10 @@ def weight_memory(tensor: Tensor, expression: WeightExpression, *, kept_float: b
     before = weight.numel() * tensor.dtype.itemsize
     copied = 0 if storage_id(weight) == storage_id(root) else weight.nbytes
     codes = int8_bytes(rows, columns, packed=False)
-    peak = before + copied + codes + quantizing_scratch_bytes(columns, tensor.is_cuda)
-    if not (fused and tensor.device.type == "cpu" and columns <= LARGEST_K):
+    if not scheme.activations.symmetric:
+        codes += rows * torch.int32.itemsize  # code_sums
+    peak = before + copied + codes + quantizing_scratch_bytes(rows, columns, scheme.weights, tensor.is_cuda)
+    if not (fused and scheme.has_default_form and tensor.device.type == "cpu" and columns <= LARGEST_K):
         return WeightMemory(before, codes, peak, kept_float)
     packed = int8_bytes(rows, columns, packed=True)
     packing = (before if kept_float else 0) + codes + packed + packing_scratch_bytes(columns)

@@ -71,15 +71,13 @@ def _match(program: Program, node: fx.Node) -> Match | None:
     if value_of(codes).shape[1] > fused.LARGEST_K or quantize.target is not ops.quantize_per_token:
         return None
     mask = quantize.args[2]
-    if mask is not None and mask.target is not ops.outlier_mask:  # profiled columns: the kernel looks for its own
-        return None
     weight = outlier.args[2] if outlier is not None and outlier.args[2] is not codes else None
     return Match(node, quantize, codes, mask, weight)
 
 
 def _quantize(match: Match) -> tuple[fx.Node, ...]:
-    threshold, per_token = _outlier_rule(match)
-    result = insert(match.quantize, fused.cpu_quantize, match.x, threshold, per_token)
+    threshold, per_token, columns = _outlier_rule(match)
+    result = insert(match.quantize, fused.cpu_quantize, match.x, threshold, per_token, *columns)
     return tuple(insert(match.quantize, operator.getitem, result, index) for index in range(3))
 
 
@@ -88,16 +86,20 @@ def _linear(program: Program, match: Match, quantized: tuple[fx.Node, ...]) -> f
     *_, w_scale, _, bias, dtype = node.args
     expression = program.weight_inputs[match.codes.name].expression
     packed, offset = (program.weight_input(expression, part) for part in ("packed", "offset"))
-    cache = None if match.weight is None else program.weight_input(expression, "column_cache")
+    threshold, per_token, columns = _outlier_rule(match)
+    field = "profiled_cache" if columns else "column_cache"
+    cache = None if match.weight is None else program.weight_input(expression, field)
     return insert(
-        node, op, match.x, *quantized, packed, offset, w_scale, bias, match.weight, cache,
-        *_outlier_rule(match), dtype,
+        node, op, match.x, *quantized, packed, offset, w_scale, bias, match.weight, cache, threshold, per_token, dtype,
+        *columns,
     )  # fmt: skip
 
 
-def _outlier_rule(match: Match) -> tuple[float, bool]:
-    """threshold and per_token; 0.0 where there is no outlier branch."""
+def _outlier_rule(match: Match) -> tuple[float, bool, tuple[tuple[int, ...], ...]]:
+    """threshold (0.0: no outlier is looked for), per_token, and the columns of a profile, if any, as arguments."""
     if match.mask is None:
-        return 0.0, False
+        return 0.0, False, ()
+    if match.mask.target is ops.column_mask:
+        return 0.0, False, (match.mask.args[1],)
     _, threshold, outliers = match.mask.args
-    return threshold, outliers == "token"
+    return threshold, outliers == "token", ()

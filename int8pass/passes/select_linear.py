@@ -13,7 +13,9 @@ from int8pass.config import Int8MixedConfig
 from int8pass.graph import is_mutation, is_tensor, node_argument, operation, value_of
 from int8pass.program import ModuleTensor, Program
 from int8pass.quantization.absmax import INT8_MAX
+from int8pass.quantization.scheme import Scheme
 from int8pass.torch_private import storage_id, tree_leaves
+from int8pass.weight_expression import WeightExpression
 from int8pass.weights import is_freed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -32,9 +34,10 @@ def select_linear(program: Program) -> int:
         reason = (
             kind_refusal(source)
             or name_refusal(program.config, source, tied)
-            or _skip_by_dtype_and_shape(node)
+            or _skip_by_dtype_and_shape(node, program.config.scheme)
             or _skip_by_gradient(source, grad_modes[node])
             or ("the weight is written to in the graph" if storage_id(source.tensor) in written else "")
+            or _skip_by_time(program, node, expression)
         )
         if reason:
             program.skip(node, reason, expression)
@@ -91,20 +94,29 @@ def _embeddings_in(program: Program) -> frozenset[int]:
     return frozenset(found - {0})
 
 
-def _skip_by_dtype_and_shape(node: fx.Node) -> str:
+def _skip_by_dtype_and_shape(node: fx.Node, scheme: Scheme) -> str:
     x, weight, output = value_of(node.args[0]), value_of(node.args[1]), value_of(node)
     for role, tensor in (("input", x), ("weight", weight), ("output", output)):
         if tensor.dtype not in DTYPES:
             return f"the {role} is {str(tensor.dtype).removeprefix('torch.')}, not float16, bfloat16 or float32"
     if 0 in weight.shape:
         return "the weight is empty"
-    if weight.shape[1] > LARGEST_K:
-        return f"K = {weight.shape[1]} is too large for an int32 sum (at most {LARGEST_K})"
+    largest = LARGEST_K * INT8_MAX // scheme.activations.largest_difference
+    if weight.shape[1] > largest:
+        return f"K = {weight.shape[1]} is too large for an int32 sum (at most {largest})"
     return ""
 
 
 def _skip_by_gradient(source: ModuleTensor, grad_enabled: bool) -> str:
     return GRADIENT_REASON if grad_enabled and source.tensor.requires_grad else ""
+
+
+def _skip_by_time(program: Program, node: fx.Node, expression: WeightExpression) -> str:
+    if program.config.break_even == "off" or is_freed(program.tensors[expression.root].tensor):
+        return ""
+    from int8pass.break_even.refusal import slower_in_int8  # it runs lowerings, which import the pipeline
+
+    return slower_in_int8(program, node, expression)
 
 
 GRADIENT_REASON = "the weight needs a gradient and grad mode is on"

@@ -15,7 +15,18 @@ from int8pass.graph import is_mutation
 from int8pass.program import Program
 
 _SHARED = frozenset(
-    {torch.ops.aten.detach.default, ops.outlier_mask, ops.column_mask, ops.scale_per_token, ops.quantize_per_token}
+    {
+        torch.ops.aten.detach.default,
+        ops.outlier_mask,
+        ops.column_mask,
+        ops.scale_per_token,
+        ops.scale_per_tensor,
+        ops.asymmetric_scale,
+        ops.zero_point,
+        ops.quantize_per_token,
+        ops.quantize_per_tensor,
+        ops.quantize_asymmetric,
+    }
 )
 
 

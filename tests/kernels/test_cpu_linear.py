@@ -62,6 +62,39 @@ def test_equals_the_reference(dtype, shape, outliers, threshold, original):
     assert (error <= reference.tolerance(expected, magnitude, columns, EPSILON[dtype])).all()
 
 
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("original", [True, False])
+def test_columns_known_beforehand_take_the_place_of_those_that_x_has(dtype, shape, original):
+    rows, columns, outputs = shape
+    x, weight = planted(rows, columns, dtype), planted(outputs, columns, dtype, outliers=0)
+    known = sorted({0, columns // 2, columns - 1})
+    mask = np.zeros(columns, dtype=bool)
+    mask[known] = True
+    quantized = quantize_weight(weight)
+    codes, scale, marks = fused.cpu_quantize(x, 0.0, False, known)
+    expected_codes, expected_scale, _ = reference.quantize_activation(as_array(x), 0.0, "column", mask)
+    assert marks.nonzero().flatten().tolist() == known
+    assert np.array_equal(codes.numpy()[:, :columns].astype(np.int32) - 128, expected_codes)
+    assert np.array_equal(scale.numpy(), expected_scale)
+
+    rest = (quantized.packed, quantized.offset, quantized.scale, None, weight if original else None, None, 0.0, False)
+    y = fused.cpu_int8_linear(x, *rest, x.dtype, known)
+    assert torch.equal(y, fused.cpu_linear(x, codes, scale, marks, *rest, x.dtype, known))
+    kept = reference.PROFILE_WEIGHTS if dtype is torch.float32 else "original"
+    kind = kept if original else "dequantized"
+    expected, magnitude = reference.linear(
+        as_array(x), as_array(weight), None, threshold=0.0, outlier_weights=kind, mask=mask
+    )
+    error = np.abs(y.double().numpy() - expected)
+    assert (error <= reference.tolerance(expected, magnitude, columns, EPSILON[dtype])).all()
+
+
+def test_a_column_that_x_lacks_is_an_error():
+    with pytest.raises(RuntimeError, match="column 64 of 64"):
+        fused.cpu_quantize(torch.ones(2, 64), 0.0, False, [64])
+
+
 @pytest.fixture
 def threads():
     """Sets the number of threads, and puts it back."""

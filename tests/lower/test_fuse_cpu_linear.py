@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from int8pass import calibrate
 from int8pass.kernels.cpu import build, fused
 from int8pass.weights import WEIGHTS
 
@@ -55,6 +56,24 @@ def test_a_linear_with_an_input_of_its_own_is_one_op(tmp_path, options, dtype):
     torch._dynamo.reset()
     unfused = torch.compile(model, backend="int8mixed", options={"lowering": "eager", **options})(x)
     torch.testing.assert_close(y, unfused, rtol=1e-5 if dtype is torch.float32 else 1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [(3, 9), ()])
+@pytest.mark.parametrize("op", ["cpu_quantize", "cpu_int8_linear"])
+def test_the_columns_of_a_profile_are_fused(tmp_path, columns, op):
+    torch.manual_seed(0)
+    model = (SharedInput() if op == "cpu_quantize" else nn.Linear(64, 48)).requires_grad_(False)
+    x = torch.randn(7, 64).clamp(-3, 3)
+    x[:, list(columns)] *= 20
+    profile = calibrate(model, [x], progress=False)
+    y, text = compiled_stages(model, x, tmp_path, profile=profile)
+    assert text.count(f"= int8pass.{op}(") == 1
+    assert "int8pass.int8_mm" not in text and "column_mask" not in text
+    assert (str(columns) in text) == bool(columns)
+    torch._dynamo.reset()
+    options = {"lowering": "eager", "profile": profile}
+    unfused = torch.compile(model, backend="int8mixed", options=options)(x)
+    torch.testing.assert_close(y, unfused, rtol=1e-5, atol=1e-5)
 
 
 def test_int8_weights_are_held_packed_alone(tmp_path):

@@ -51,9 +51,9 @@ def test_values_are_those_of_the_reference(dtype, threshold, outliers, outlier_w
 def test_a_weight_of_several_calls_is_quantized_once(capture, monkeypatch):
     calls = []
 
-    def counting(weight):
+    def counting(weight, form):
         calls.append(tuple(weight.shape))
-        return quantize(weight)
+        return quantize(weight, form)
 
     quantize = weights.quantize_weight
     monkeypatch.setattr(weights, "quantize_weight", counting)

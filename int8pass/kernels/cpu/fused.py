@@ -14,21 +14,27 @@ logger = logging.getLogger(__name__)
 _LIBRARY = torch.library.Library("int8pass", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
-# x [..., K] -> codes uint8[..., K rounded up to 4] with zero point 128, scale float32[...], outlier columns bool[K]
-_LIBRARY.define("cpu_quantize(Tensor x, float threshold, bool per_token) -> (Tensor, Tensor, Tensor)", tags=_TAGS)
+# x [..., K] -> codes uint8[..., K rounded up to 4] with zero point 128, scale float32[...], outlier columns bool[K].
+# columns, here and below: outlier features of a profile, in place of those past the threshold, with weights read in 16
+# bits.
+_LIBRARY.define(
+    "cpu_quantize(Tensor x, float threshold, bool per_token, int[]? columns=None) -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
 
 # packed int8[N/64, K/4, 64, 4], offset int32[N], weight float[N, K] or None to dequantize, cache: a column cache or
 # None -> [..., N] in dtype
 _LIBRARY.define(
     "cpu_linear(Tensor x, Tensor codes, Tensor scale, Tensor outliers, Tensor packed, Tensor offset, Tensor w_scale, "
-    "Tensor? bias, Tensor? weight, Tensor? cache, float threshold, bool per_token, ScalarType dtype) -> Tensor",
+    "Tensor? bias, Tensor? weight, Tensor? cache, float threshold, bool per_token, ScalarType dtype, "
+    "int[]? columns=None) -> Tensor",
     tags=_TAGS,
 )
 
 # both in one, for an input that no other Linear reads
 _LIBRARY.define(
     "cpu_int8_linear(Tensor x, Tensor packed, Tensor offset, Tensor w_scale, Tensor? bias, Tensor? weight, "
-    "Tensor? cache, float threshold, bool per_token, ScalarType dtype) -> Tensor",
+    "Tensor? cache, float threshold, bool per_token, ScalarType dtype, int[]? columns=None) -> Tensor",
     tags=_TAGS,
 )
 
@@ -52,7 +58,7 @@ cpu_integer_gemm = torch.ops.int8pass.cpu_integer_gemm.default
 
 
 @torch.library.register_fake("int8pass::cpu_quantize", lib=_LIBRARY)
-def _cpu_quantize_fake(x, threshold, per_token):
+def _cpu_quantize_fake(x, threshold, per_token, columns=None):
     padded = -(-x.shape[-1] // GROUP_K) * GROUP_K
     codes = x.new_empty((*x.shape[:-1], padded), dtype=torch.uint8)
     return codes, x.new_empty(x.shape[:-1], dtype=torch.float32), x.new_empty(x.shape[-1:], dtype=torch.bool)
@@ -60,13 +66,15 @@ def _cpu_quantize_fake(x, threshold, per_token):
 
 @torch.library.register_fake("int8pass::cpu_linear", lib=_LIBRARY)
 def _cpu_linear_fake(
-    x, codes, scale, outliers, packed, offset, w_scale, bias, weight, cache, threshold, per_token, dtype
+    x, codes, scale, outliers, packed, offset, w_scale, bias, weight, cache, threshold, per_token, dtype, columns=None
 ):  # fmt: skip
     return x.new_empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype)
 
 
 @torch.library.register_fake("int8pass::cpu_int8_linear", lib=_LIBRARY)
-def _cpu_int8_linear_fake(x, packed, offset, w_scale, bias, weight, cache, threshold, per_token, dtype):
+def _cpu_int8_linear_fake(
+    x, packed, offset, w_scale, bias, weight, cache, threshold, per_token, dtype, columns=None
+):  # fmt: skip
     return x.new_empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype)
 
 

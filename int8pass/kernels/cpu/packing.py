@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from int8pass.kernels.cpu.huge_pages import empty_int8
+
 BLOCK_N = 64
 GROUP_K = 4
 ZERO_POINT = 128
@@ -19,7 +21,7 @@ def packed_shape(rows: int, columns: int) -> tuple[int, int, int, int]:
 def pack(codes: Tensor) -> Tensor:
     """Pack int8[N, K]. Block by block, so that memory holds no third copy of the weight."""
     blocks, groups, _, _ = packed_shape(*codes.shape)
-    packed = codes.new_empty((blocks, groups, BLOCK_N, GROUP_K))
+    packed = empty_int8((blocks, groups, BLOCK_N, GROUP_K), codes.device)
     for block, part in enumerate(codes.split(BLOCK_N)):
         padded = F.pad(part, (0, groups * GROUP_K - part.shape[1], 0, BLOCK_N - part.shape[0]))
         packed[block] = padded.view(BLOCK_N, groups, GROUP_K).transpose(0, 1)

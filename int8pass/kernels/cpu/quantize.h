@@ -106,6 +106,15 @@ inline void finish_quantize(const T* row, uint32_t most, uint8_t* codes, float* 
   std::memset(codes + plan.width, kZeroPoint, plan.padded - plan.width);
 }
 
+// A row with some columns left out. row: room for its features in float
+template <typename T>
+inline void quantize_without(const T* x, float* row, const std::vector<int64_t>& columns, uint8_t* codes, float* scale,
+                             const QuantizePlan& plan) {
+  for (int64_t k = 0; k < plan.width; ++k) row[k] = static_cast<float>(x[k]);
+  for (const int64_t k : columns) row[k] = 0.0f;
+  finish_quantize(row, max_bits(row, plan.width), codes, scale, plan);
+}
+
 // Each row with its own outliers left out
 template <typename T>
 void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, const QuantizePlan& plan) {
@@ -152,14 +161,25 @@ void leave_out_columns(const T* x, uint8_t* codes, float* scale, const std::vect
     std::vector<float> row(plan.width);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t m = again[i];
-      for (int64_t k = 0; k < plan.width; ++k) row[k] = static_cast<float>(x[m * plan.width + k]);
-      for (const int64_t k : columns) row[k] = 0.0f;
-      finish_quantize(row.data(), max_bits(row.data(), plan.width), codes + m * plan.padded, scale + m, plan);
+      quantize_without(x + m * plan.width, row.data(), columns, codes + m * plan.padded, scale + m, plan);
     }
   });
 }
 
-inline std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double threshold, bool per_token) {
+// The columns are known beforehand, whatever x holds
+template <typename T>
+void quantize_rows_without(const T* x, uint8_t* codes, float* scale, const std::vector<int64_t>& columns,
+                           const QuantizePlan& plan) {
+  at::parallel_for(0, plan.rows, plan.grain(), [&](int64_t begin, int64_t end) {
+    std::vector<float> row(plan.width);
+    for (int64_t m = begin; m < end; ++m)
+      quantize_without(x + m * plan.width, row.data(), columns, codes + m * plan.padded, scale + m, plan);
+  });
+}
+
+// known: outlier columns given beforehand, in place of those that x has
+inline std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double threshold, bool per_token,
+                                                       at::OptionalIntArrayRef known) {
   const Tensor input = x.contiguous();
   const int64_t width = input.size(-1), rows = width ? input.numel() / width : 0;
   const int64_t padded = (width + 3) / 4 * 4;
@@ -172,10 +192,19 @@ inline std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double t
   const QuantizePlan plan{rows, width, padded, static_cast<float>(threshold)};
   read_as_type(input, [&](const auto* data) {
     auto* const marks = reinterpret_cast<uint8_t*>(outliers.data_ptr<bool>());
-    quantize_rows(data, codes.data_ptr<uint8_t>(), scale.data_ptr<float>(), marks, plan);
+    auto* const to = codes.data_ptr<uint8_t>();
+    auto* const scales = scale.data_ptr<float>();
+    if (known) {
+      for (const int64_t k : *known) {
+        TORCH_CHECK(0 <= k && k < width, "cpu_quantize: column ", k, " of ", width);
+        marks[k] = 1;
+      }
+      quantize_rows_without(data, to, scales, known->vec(), plan);
+      return;
+    }
+    quantize_rows(data, to, scales, marks, plan);
     const std::vector<int64_t> columns = per_token ? std::vector<int64_t>() : marked(marks, width);
-    if (!columns.empty())
-      leave_out_columns(data, codes.data_ptr<uint8_t>(), scale.data_ptr<float>(), columns, plan);
+    if (!columns.empty()) leave_out_columns(data, to, scales, columns, plan);
   });
   return {codes, scale, outliers};
 }

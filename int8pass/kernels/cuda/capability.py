@@ -6,7 +6,7 @@ _AMPERE = (8, 0)
 
 
 def has_int8_product(device: torch.device) -> bool:
-    """Whether Triton multiplies int8 there: for Turing it has no such instruction, though the GPU does."""
+    """Whether Triton multiplies int8 there: not for Turing, though the GPU could."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= _AMPERE
 
 
