@@ -22,9 +22,9 @@ MINOR = ".".join(torch.__version__.split(".")[:2])
 pytestmark = [
     *stand_in_libraries.SKIPS,
     pytest.mark.skipif(
-        PACKAGE is None or importlib.util.find_spec("dllist") is None,
-        reason=f"torch-tensorrt is not installed: pip install --no-deps 'torch-tensorrt=={MINOR}.*' dllist and the "
-        "tensorrt_cu13_bindings that it names",
+        None in (PACKAGE, *map(importlib.util.find_spec, ("dllist", "psutil"))),
+        reason=f"torch-tensorrt is not installed: pip install --no-deps 'torch-tensorrt=={MINOR}.*' dllist psutil, and "
+        "the tensorrt_cu13_bindings that it names",
     ),
     pytest.mark.skipif(
         PACKAGE is not None and not importlib.metadata.version("torch-tensorrt").startswith(f"{MINOR}."),
