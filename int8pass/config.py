@@ -116,6 +116,11 @@ class Int8MixedConfig:
     def _check_tensorrt(self) -> None:
         if self.lowering != "tensorrt":
             return
+        if not self.scheme.has_default_form:
+            names = ", ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.has_default_form)
+            raise ConfigError(
+                f"lowering='tensorrt' takes one symmetric scale for each row of activations: scheme {names}"
+            )
         if self.threshold and self.profile is None:
             raise ConfigError(
                 "lowering='tensorrt' cannot find outlier columns in each call yet: pass a profile, made with "

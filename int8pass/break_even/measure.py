@@ -45,7 +45,7 @@ def measure(case: Case, config: Int8MixedConfig) -> float:
         config,
         break_even="off",
         free_weights=False,
-        outlier_weights="original" if config.keeps_original_weights else "dequantized",
+        outlier_weights=_outlier_weights(config),
         profile=None,
         dump_dir=None,
     )
@@ -60,6 +60,12 @@ def measure(case: Case, config: Int8MixedConfig) -> float:
         }
         seconds = stopwatch(case, calls)
     return ratio(seconds["float"], seconds["int8"])
+
+
+def _outlier_weights(config: Int8MixedConfig) -> str | None:
+    if not config.scheme.decomposition:
+        return None
+    return "original" if config.keeps_original_weights else "dequantized"
 
 
 class _Alone(Program):

@@ -14,6 +14,7 @@ from tests.linear_models import relative_error
 
 F32, BF16 = torch.float32, torch.bfloat16
 SMALL = Case(8, 64, 32, F32, F32, F32, F32, torch.device("cpu"))
+SCHEME = {"scheme": "zeropoint-vectorwise", "threshold": None}
 EAGER = Int8MixedConfig(break_even="measured", lowering="eager")
 
 
@@ -25,7 +26,9 @@ EAGER = Int8MixedConfig(break_even="measured", lowering="eager")
     ),
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("options", ({}, {"threshold": 0.0}, {"outliers": "token"}, {"free_weights": True}), ids=str)
+@pytest.mark.parametrize(
+    "options", ({}, {"threshold": 0.0}, {"outliers": "token"}, {"free_weights": True}, SCHEME), ids=str
+)
 def test_both_contestants_compute_the_linear(change, options, fake_stopwatch):
     case = dataclasses.replace(SMALL, **change)
     measure.measure(case, dataclasses.replace(EAGER, **options))
