@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from int8pass import pipeline, torch_private
+from int8pass import ops, pipeline, torch_private
 from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.composition import call_op, int8_mixed_linear
 from int8pass.config import Int8MixedConfig
@@ -76,12 +76,13 @@ class LinearCall:
         program = self.graph.program
         config = config or program.config
         try:
-            quantized = program.quantized(self.expression, config.scheme)
+            quantized = program.quantized(self.expression, config.weight_form)
         except WeightError:
             return None  # the rewrite records it as skipped, with this reason
+        factor = quantized.input_factor
         return int8_mixed_linear(
             call_op,
-            self.x,
+            self.x if factor is None else ops.scale_features(self.x, factor),
             functools.partial(getattr, quantized),
             self.bias,
             scheme=config.scheme,
@@ -89,7 +90,14 @@ class LinearCall:
             outliers=config.outliers,
             dtype=self.y.dtype,
             weight=self.weight if config.keeps_original_weights else None,
+            columns=self._profiled_columns(config),
         )
+
+    def _profiled_columns(self, config: Int8MixedConfig) -> tuple[int, ...] | None:
+        if config.profile is None:
+            return None
+        source = self.graph.program.tensors[self.expression.root]
+        return config.profile.columns(source.name, tuple(self.weight.shape), source.tensor)
 
 
 AtLinear = Callable[[LinearCall], Tensor]
