@@ -22,6 +22,7 @@ from int8pass.torch_private import as_plain_tensors, is_tracing, storage_id
 
 _NOT_FINITE = "the weight holds NaN or infinity"
 _ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
+_ELEMENTS_AT_ONCE_ON_CUDA = 2**24  # a launch for each few rows would take longer than they do
 
 
 class ColumnCounts(NamedTuple):
@@ -39,7 +40,8 @@ class QuantizedWeight:
     scale: float32[N], all equal where there is one for the tensor; codes: int8[N, K]; code_sums: int32[N], their sums
     over K; packed and offset: the layout of the fused CPU kernel. Memory holds the codes once: `packed` takes their
     place. Only where a graph that is not fused (training, debugging) reads `codes` after that are both kept.
-    column_cache: where that kernel keeps outlier columns of the float weight between calls.
+    column_cache, profiled_cache: where that kernel keeps outlier columns of the float weight between calls, as they are
+    and, for those that a profile names, in 16 bits.
     """
 
     _lock = threading.Lock()
@@ -52,7 +54,7 @@ class QuantizedWeight:
         self._packed: Tensor | None = None
         self._offset: Tensor | None = None
         self._code_sums: Tensor | None = None
-        self._column_cache: Tensor | None = None
+        self._caches: dict[str, Tensor] = {}
         self._fields: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
 
     def fields(self, names: tuple[str, ...]) -> tuple[Tensor, ...]:
@@ -98,16 +100,23 @@ class QuantizedWeight:
 
     @property
     def column_cache(self) -> Tensor:
+        return self._cache("column_cache")
+
+    @property
+    def profiled_cache(self) -> Tensor:
+        return self._cache("profiled_cache")
+
+    def _cache(self, field: str) -> Tensor:
         with self._lock:
-            if self._column_cache is None:
-                self._column_cache = fused.cpu_column_cache(fused.cache_capacity(self.shape[1]))
-        return self._column_cache
+            if field not in self._caches:
+                self._caches[field] = fused.cpu_column_cache(fused.cache_capacity(self.shape[1]))
+            return self._caches[field]
 
     @property
     def cached_columns(self) -> ColumnCounts:
         """What became of the outlier columns that calls asked for."""
-        cache = self._column_cache
-        return ColumnCounts(*(fused.cpu_column_cache_counts(cache).tolist() if cache is not None else (0, 0, 0, 0)))
+        counts = [fused.cpu_column_cache_counts(cache).tolist() for cache in list(self._caches.values())]
+        return ColumnCounts(*map(sum, zip((0, 0, 0, 0), *counts, strict=True)))
 
     @property
     def nbytes(self) -> int:
@@ -124,6 +133,7 @@ class QuantizedWeight:
             "packed": (packed_shape(*self.shape), torch.int8),
             "offset": (self.shape[:1], torch.int32),
             "column_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
+            "profiled_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
         }[field]
         return torch.empty(shape, dtype=dtype, device=self.scale.device)
 
@@ -154,7 +164,8 @@ def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, 
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
     if form.granularity == "per_tensor":
         scale[:] = form.scale(weight.reshape(1, -1))
-    step = max(1, _ELEMENTS_AT_ONCE // max(1, columns))
+    at_once = _ELEMENTS_AT_ONCE_ON_CUDA if weight.is_cuda else _ELEMENTS_AT_ONCE
+    step = max(1, at_once // max(1, columns))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         if form.granularity == "per_channel":
@@ -163,10 +174,12 @@ def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, 
     return codes, scale
 
 
-def quantizing_scratch_bytes(rows: int, columns: int, form: WeightQuantization = PER_CHANNEL) -> int:
+def quantizing_scratch_bytes(
+    rows: int, columns: int, form: WeightQuantization = PER_CHANNEL, on_cuda: bool = False
+) -> int:
     """The most that `quantize_weight` holds beside weight and codes: two float32 copies of the rows taken at a time."""
     taken = rows * columns if form.granularity == "per_tensor" else columns
-    return 2 * torch.float32.itemsize * max(_ELEMENTS_AT_ONCE, taken)
+    return 2 * torch.float32.itemsize * max(_ELEMENTS_AT_ONCE_ON_CUDA if on_cuda else _ELEMENTS_AT_ONCE, taken)
 
 
 _METHODS = """size stride dim numel is_floating_point is_complex element_size requires_grad_ is_conj is_neg

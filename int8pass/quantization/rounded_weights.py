@@ -49,6 +49,11 @@ class RoundedWeights:
         moved = {name: tensor.to(weight.device) for name, tensor in _tensors(found).items()}
         return RoundedWeight(found.weight, **moved)
 
+    @property
+    def scales_inputs(self) -> bool:
+        """Whether some input has a factor."""
+        return any(each.input_factor is not None for each in self.weights.values())
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RoundedWeights) and self.digest == other.digest
 

@@ -227,8 +227,12 @@ def test_migration_in_the_backend_in_files_and_backwards(tmp_path):
     compiled = torch.compile(model, backend="int8mixed", options=options)
     with torch.no_grad():
         assert torch.equal(compiled(x), expected)
-    export_onnx(model, (x,), tmp_path / "model.onnx", options={"profile": options["profile"], "threshold": 40})
-    torch.testing.assert_close(OnnxModel(tmp_path / "model.onnx")(x)[0], expected, rtol=1e-3, atol=1e-3)
+    for target in ("onnxruntime-cpu", "tensorrt"):
+        file = {"options": {"profile": options["profile"], "threshold": 40}, "target": target}
+        export_onnx(model, (x,), tmp_path / "model.onnx", **file)
+        torch.testing.assert_close(OnnxModel(tmp_path / "model.onnx")(x)[0], expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ConfigError, match="calibrate without migration"):
+        Int8MixedConfig(profile=options["profile"], threshold=40, lowering="tensorrt")
     gradients = []
     for run in (compiled, model):
         leaf = x.clone().requires_grad_()
