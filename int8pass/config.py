@@ -157,8 +157,8 @@ class Int8MixedConfig:
             )
         if self.lowering == "tensorrt" and profile.rounded.scales_inputs:
             raise ConfigError(
-                "lowering='tensorrt' does not scale inputs as this profile does: calibrate without migration, or export "
-                "an ONNX file for target 'tensorrt'"
+                "lowering='tensorrt' does not scale inputs as this profile does: calibrate without migration, or "
+                "export an ONNX file for target 'tensorrt'"
             )
         if profile.outlier_weights == "original" and not self.keeps_original_weights:
             raise ConfigError(
