@@ -10,7 +10,8 @@ from typing import Any
 
 from int8pass.errors import ConfigError
 from int8pass.quantization.profile import Profile
-from int8pass.quantization.scheme import DEFAULT, SCHEMES, Scheme, scheme_named
+from int8pass.quantization.rounded_weights import WeightForm
+from int8pass.quantization.scheme import DEFAULT, PER_CHANNEL, SCHEMES, Scheme, scheme_named
 
 _CHOICES = {
     "outliers": ("column", "token"),
@@ -149,6 +150,31 @@ class Int8MixedConfig:
             raise ConfigError(f"profile must be a Profile or the path of one, not {type(self.profile).__name__}")
         if self.profile is not None and self.outliers == "token":
             raise ConfigError("a profile names whole columns: it goes with outliers='column', not with 'token'")
+        if self.profile is not None and self.profile.rounded is not None:
+            self._check_rounded(self.profile)
+
+    def _check_rounded(self, profile: Profile) -> None:
+        """A profile's rounded weights are made for one way to use them."""
+        if self.scheme.weights != PER_CHANNEL:
+            raise ConfigError(
+                f"the profile holds weights rounded with a scale for each output channel, and scheme "
+                f"{self.scheme.name!r} wants others: calibrate with rounding='nearest' for it"
+            )
+        if self.lowering == "tensorrt" and profile.rounded.scales_inputs:
+            raise ConfigError(
+                "lowering='tensorrt' does not scale inputs as this profile does: calibrate without migration, or "
+                "export an ONNX file for target 'tensorrt'"
+            )
+        if profile.outlier_weights == "original" and not self.keeps_original_weights:
+            raise ConfigError(
+                "the profile's rounded weights leave out the outlier columns, so these cannot be dequantized from "
+                "them: calibrate with options={'outlier_weights': 'dequantized'}"
+            )
+        if profile.outlier_weights == "original" and profile.threshold and not self.threshold:
+            raise ConfigError(
+                "the profile's rounded weights leave out the outlier columns, and threshold 0.0 wants these in int8: "
+                "calibrate with options={'threshold': 0.0}"
+            )
 
     def _check_threshold(self) -> None:
         if self.threshold is None:
@@ -190,6 +216,12 @@ class Int8MixedConfig:
                 "elsewhere: leave it 'off', and put what is slower into skip_modules (`int8pass report --break-even "
                 "measured` names it)"
             )
+
+    @property
+    def weight_form(self) -> WeightForm:
+        """How weights become int8: as the scheme says, or as the profile holds them."""
+        rounded = None if self.profile is None else self.profile.rounded
+        return self.scheme.weights if rounded is None else rounded
 
     @property
     def keeps_original_weights(self) -> bool:

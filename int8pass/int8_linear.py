@@ -159,6 +159,11 @@ def quantize_(model: nn.Module, *, options: Mapping[str, Any] | Int8MixedConfig 
     config.require_break_even_off("quantize_")
     if config.outlier_weights == "original":
         raise ConfigError("quantize_ keeps no float weights, so outlier_weights='original' is not possible here")
+    if config.profile is not None and config.profile.rounded is not None:
+        raise ConfigError(
+            "quantize_ takes no weights from a profile: its modules find outlier columns in each call, and quantize "
+            "what is loaded into them; use convert or torch.compile"
+        )
     if _is_linear(model):
         raise ConfigError("the model is itself a Linear, which cannot be replaced in place: use Int8Linear.from_linear")
     tied = embedding_addresses(model)

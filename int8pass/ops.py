@@ -74,6 +74,35 @@ def _column_mask_fake(x, columns):
 column_mask = _define("column_mask(Tensor x, int[] columns) -> Tensor", _column_mask_fake, _column_mask)
 
 
+# --- scale_features: x times what a profile's migration gives each feature, in the dtype of x; factor: float32[K]
+
+
+def _scale_features(x, factor):
+    return x * factor.to(x.dtype)
+
+
+def _scale_features_fake(x, factor):
+    return torch.empty_like(x)
+
+
+scale_features = _define("scale_features(Tensor x, Tensor factor) -> Tensor", _scale_features_fake, _scale_features)
+DECOMPOSITIONS[scale_features] = _scale_features
+
+
+def _save_factor(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _scaled_gradient(ctx, gradient):
+    (factor,) = ctx.saved_tensors
+    return gradient * factor.to(gradient.dtype), None
+
+
+torch.library.register_autograd(
+    f"{NAMESPACE}::scale_features", _scaled_gradient, setup_context=_save_factor, lib=_LIBRARY
+)
+
+
 # --- scale_per_token: max |x| / 127 of each row, outliers left out
 
 

@@ -13,11 +13,16 @@ from torch import Tensor, fx
 
 from int8pass.config import Int8MixedConfig
 from int8pass.graph import dtype_name, is_canonical_linear, module_path, operation, value_of
-from int8pass.quantization.scheme import Scheme
+from int8pass.quantization.rounded_weights import WeightForm
 from int8pass.weight_expression import WeightExpression, weight_expression
 from int8pass.weights import WEIGHTS, QuantizedWeight
 
 logger = logging.getLogger(__name__)
+_WORDS = {
+    "column_cache": "outlier columns",
+    "profiled_cache": "outlier columns",
+    "input_factor": "input factor",
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class Program:
         labels = {name: f"weight '{bound.name}'" for name, bound in self.tensors.items()}
         for name, wanted in self.weight_inputs.items():
             source = self.tensors[wanted.expression.root].name
-            what = "outlier columns" if wanted.field.endswith("_cache") else f"int8 {wanted.field}"
+            what = _WORDS.get(wanted.field, f"int8 {wanted.field}")
             labels[name] = f"{what} of '{source}'{wanted.expression.key}"
         labels.update(dict.fromkeys(self.constants, "constant"))
         return labels
@@ -142,14 +147,13 @@ class Program:
         """The graph input or attribute that a weight is a view of."""
         return self._inputs.get(expression.root) or self._attributes[expression.root]
 
-    def quantized(self, expression: WeightExpression, scheme: Scheme | None = None) -> QuantizedWeight:
-        """The int8 form of a weight under a scheme, or under the config's, quantized on first use.
+    def quantized(self, expression: WeightExpression, form: WeightForm | None = None) -> QuantizedWeight:
+        """The int8 form of a weight, made as `form` says, or as the config does, on first use.
 
-        Raises WeightError, FreedWeightError.
+        Raises WeightError, FreedWeightError, ProfileError.
         """
-        form = (scheme or self.config.scheme).weights
         tensor = self.tensors[expression.root].tensor
-        return WEIGHTS.get(tensor, expression.key, expression.evaluate, form).quantized
+        return WEIGHTS.get(tensor, expression.key, expression.evaluate, form or self.config.weight_form).quantized
 
     def profiled_columns(self, expression: WeightExpression, node: fx.Node) -> tuple[int, ...] | None:
         """The outlier columns that the profile names for a Linear; None without a profile. Raises ProfileError."""

@@ -15,10 +15,12 @@ from int8pass.errors import FreedWeightError, WeightError
 from int8pass.kernels.cpu import fused
 from int8pass.kernels.cpu.packing import ZERO_POINT, code_offset, pack, packed_shape, unpack
 from int8pass.quantization.absmax import INT8_MAX, absmax_codes
+from int8pass.quantization.rounded_weights import RoundedWeights, WeightForm
 from int8pass.quantization.scheme import PER_CHANNEL, WeightQuantization
 from int8pass.released_memory import released
 from int8pass.torch_private import as_plain_tensors, is_tracing, storage_id
 
+_NOT_FINITE = "the weight holds NaN or infinity"
 _ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
 _ELEMENTS_AT_ONCE_ON_CUDA = 2**24  # a launch for each few rows would take longer than they do
 
@@ -44,8 +46,9 @@ class QuantizedWeight:
 
     _lock = threading.Lock()
 
-    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+    def __init__(self, codes: Tensor, scale: Tensor, input_factor: Tensor | None = None) -> None:
         self.scale = scale
+        self.input_factor = input_factor
         self.shape = tuple(codes.shape)
         self._codes: Tensor | None = codes
         self._packed: Tensor | None = None
@@ -117,7 +120,7 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
-        held = (self._codes, self._packed, self._offset, self._code_sums, self.scale)
+        held = (self._codes, self._packed, self._offset, self._code_sums, self.scale, self.input_factor)
         return sum(tensor.nbytes for tensor in held if tensor is not None) + self.cached_columns.nbytes
 
     def empty(self, field: str) -> Tensor:
@@ -125,6 +128,7 @@ class QuantizedWeight:
         shape, dtype = {
             "codes": (self.shape, torch.int8),
             "scale": (self.shape[:1], torch.float32),
+            "input_factor": (self.shape[1:], torch.float32),
             "code_sums": (self.shape[:1], torch.int32),
             "packed": (packed_shape(*self.shape), torch.int8),
             "offset": (self.shape[:1], torch.int32),
@@ -134,12 +138,27 @@ class QuantizedWeight:
         return torch.empty(shape, dtype=dtype, device=self.scale.device)
 
 
-def quantize_weight(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> QuantizedWeight:
+def quantize_weight(weight: Tensor, form: WeightForm = PER_CHANNEL) -> QuantizedWeight:
     """Quantize as `form` says; the default is one scale for each output channel (LLM.int8(), section 3.1).
 
     weight: [N, K] float16, bfloat16 or float32, any strides. Raises WeightError for NaN, infinity, or magnitudes whose
-    int32 sums would overflow float32 once scaled.
+    int32 sums would overflow float32 once scaled; ProfileError where `form` holds rounded weights, and not this one.
     """
+    if not isinstance(form, RoundedWeights):
+        codes, scale, input_factor = *_codes_and_scale(weight, form), None
+    elif bool(torch.isfinite(weight).all()):
+        rounded = form.of(weight)
+        codes, scale, input_factor = rounded.codes, rounded.scale, rounded.input_factor
+    else:
+        raise WeightError(_NOT_FINITE)
+    if not bool(torch.isfinite(scale).all()):
+        raise WeightError(_NOT_FINITE)
+    if float(scale.max()) * INT8_MAX**2 * weight.shape[1] > torch.finfo(torch.float32).max:
+        raise WeightError("the weight is so large that its products overflow float32")
+    return QuantizedWeight(codes, scale, input_factor)
+
+
+def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, Tensor]:
     rows, columns = weight.shape
     codes = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
@@ -152,11 +171,7 @@ def quantize_weight(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> Q
         if form.granularity == "per_channel":
             scale[part] = form.scale(weight[part])
         codes[part] = absmax_codes(weight[part], scale[part])
-    if not bool(torch.isfinite(scale).all()):
-        raise WeightError("the weight holds NaN or infinity")
-    if float(scale.max()) * INT8_MAX**2 * columns > torch.finfo(torch.float32).max:
-        raise WeightError("the weight is so large that its products overflow float32")
-    return QuantizedWeight(codes, scale)
+    return codes, scale
 
 
 def quantizing_scratch_bytes(
@@ -242,7 +257,7 @@ class CachedWeight:
 
 
 def _quantized_or_reason(
-    evaluate: Callable[[Tensor], Tensor], tensor: Tensor, form: WeightQuantization
+    evaluate: Callable[[Tensor], Tensor], tensor: Tensor, form: WeightForm
 ) -> QuantizedWeight | str:
     if is_freed(tensor):
         raise FreedWeightError(_FREED)
@@ -267,7 +282,7 @@ class WeightCache:
         tensor: Tensor,
         view: str,
         evaluate: Callable[[Tensor], Tensor],
-        form: WeightQuantization = PER_CHANNEL,
+        form: WeightForm = PER_CHANNEL,
     ) -> CachedWeight:
         """The int8 form of evaluate(tensor), quantizing where it is new or stale. `view` names what evaluate does.
 

@@ -108,6 +108,11 @@ def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: T
             f"target {target.name!r} cannot find outlier columns in each call: pass options={{'profile': ...}}, made "
             "with int8pass.calibrate, or threshold 0.0 for no outlier branch"
         )
+    if config.profile is not None and config.profile.rounded is not None:
+        raise ConfigError(
+            "outlier_columns='runtime' would leave out the profile, and with it its rounded weights: use 'profile', or "
+            "a profile with rounding='nearest'"
+        )
     if config.threshold and config.outlier_weights == "original":
         raise ConfigError(
             "outlier_weights='original' with outlier_columns='runtime' would keep every float weight in the file "

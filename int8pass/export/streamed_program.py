@@ -8,7 +8,8 @@ from torch import Tensor
 
 from int8pass.program import Program
 from int8pass.quantization.columns import kept_columns
-from int8pass.quantization.scheme import PER_CHANNEL, Scheme, WeightQuantization
+from int8pass.quantization.rounded_weights import WeightForm
+from int8pass.quantization.scheme import PER_CHANNEL
 from int8pass.weight_expression import WeightExpression
 from int8pass.weights import quantize_weight
 
@@ -29,12 +30,13 @@ class StreamedWeight:
     `compute` returns.
     """
 
-    def __init__(self, read: Callable[[], Tensor], form: WeightQuantization = PER_CHANNEL, multiple: int = 1) -> None:
+    def __init__(self, read: Callable[[], Tensor], form: WeightForm = PER_CHANNEL, multiple: int = 1) -> None:
         quantized = quantize_weight(read(), form)
         self._read, self._form = read, form
         self._multiple = multiple
         # a row of zeros has codes 0 at any scale, and TensorRT wants scales above 0
         self.scale = quantized.scale.masked_fill(quantized.scale == 0, 1.0)
+        self.input_factor = quantized.input_factor
         self.shape = quantized.shape
         self.stored_shape = tuple(size + -size % multiple for size in self.shape[::-1])
         self.nbytes = quantized.nbytes
@@ -54,8 +56,13 @@ class StreamedWeight:
 
     def empty(self, part: str) -> Tensor:
         """An uninitialized tensor like a part, for shape propagation."""
-        shape = {"scale": self.shape[:1], "codes": self.shape, "inputs_first": self.stored_shape}[part]
-        dtype = torch.float32 if part == "scale" else torch.int8
+        shape = {
+            "scale": self.shape[:1],
+            "input_factor": self.shape[1:],
+            "codes": self.shape,
+            "inputs_first": self.stored_shape,
+        }[part]
+        dtype = torch.float32 if part in ("scale", "input_factor") else torch.int8
         return torch.empty(shape, dtype=dtype, device=self.scale.device)
 
     def compute(self) -> Tensor:
@@ -77,11 +84,11 @@ class StreamedProgram(Program):
     """A Program for files. streamed: its weights so far; multiple: what their sizes in the file are multiples of."""
 
     multiple: int = 1
-    streamed: dict[tuple[int, str, WeightQuantization], StreamedWeight] = field(default_factory=dict)
+    streamed: dict[tuple[int, str, WeightForm], StreamedWeight] = field(default_factory=dict)
 
-    def quantized(self, expression: WeightExpression, scheme: Scheme | None = None) -> StreamedWeight:
+    def quantized(self, expression: WeightExpression, form: WeightForm | None = None) -> StreamedWeight:
         tensor = self.tensors[expression.root].tensor
-        form = (scheme or self.config.scheme).weights
+        form = form or self.config.weight_form
         key = (id(tensor), expression.key, form)
         if key not in self.streamed:
             self.streamed[key] = StreamedWeight(lambda: expression.evaluate(tensor.detach()), form, self.multiple)

@@ -96,12 +96,13 @@ class LinearCall:
         program = self.graph.program
         config = config or program.config
         try:
-            quantized = program.quantized(self.expression, config.scheme)
+            quantized = program.quantized(self.expression, config.weight_form)
         except WeightError:
             return None  # the rewrite records it as skipped, with this reason
+        factor = quantized.input_factor
         return int8_mixed_linear(
             call_op,
-            self.x,
+            self.x if factor is None else ops.scale_features(self.x, factor),
             functools.partial(getattr, quantized),
             self.bias,
             scheme=config.scheme,

@@ -40,7 +40,7 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
     """Time a Linear as compiled models run it, without what Inductor fuses around it. None: it cannot be int8."""
     if call.int8(config) is None:
         return None
-    held = call.graph.program.quantized(call.expression, config.scheme)
+    held = call.graph.program.quantized(call.expression, config.weight_form)
     weight = QuantizedWeight(held.codes, held.scale)  # of its own: packing gives up the codes
     is_fused = (
         config.lowering == "inductor"

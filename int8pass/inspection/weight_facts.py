@@ -35,6 +35,8 @@ def weight_facts(weight: Tensor, quantized: QuantizedWeight) -> WeightFacts:
     """weight: floating [N, K]; quantized: the int8 form that a compiled model would use."""
     rows = weight.detach().to(torch.float64)
     restored = quantized.codes.to(torch.float64) * quantized.scale.to(torch.float64).unsqueeze(1)
+    if quantized.input_factor is not None:
+        restored *= quantized.input_factor  # the codes are those of the weight divided by it
     squares = rows.square()
     largest, columns = squares.max(dim=1)
     rest = (squares.sum(1) - largest).clamp_min(0.0) / max(weight.shape[1] - 1, 1)

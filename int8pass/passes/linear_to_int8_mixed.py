@@ -12,10 +12,10 @@ after:
 
 With a calibrated profile the mask is a constant, `int8pass.column_mask(%x, (3, 7))`, and the outlier branch reads the
 weight in 16 bits, `int8pass.outlier_mm(%x, %column_mask, %w, %w_scale)`; a Linear without outlier columns has no such
-branch. Other schemes than the default have other ops in the place of these (`composition.py`).
-Where a gradient is wanted the ops read %x.detach(), and `int8pass.straight_through`
-carries the gradient of x around them, through the dequantized weight; the bias is added by plain operations, which
-autograd knows.
+branch. Where the profile holds an input factor, `int8pass.scale_features(%x, %w_input_factor)` takes the place of %x.
+Other schemes than the default have other ops in the place of these (`composition.py`). Where a gradient is wanted the
+ops read %x.detach(), and `int8pass.straight_through` carries the gradient of x around them, through the dequantized
+weight; the bias is added by plain operations, which autograd knows.
 """
 
 import functools
@@ -23,6 +23,7 @@ import functools
 import torch
 from torch import fx
 
+from int8pass import ops
 from int8pass.composition import int8_mixed_linear
 from int8pass.errors import WeightError
 from int8pass.graph import insert, replace, value_of
@@ -55,6 +56,7 @@ def _int8_mixed(
 ) -> fx.Node:
     config = program.config
     x, weight, bias = (*node.args, None)[:3]
+    x = _with_factor(program, node, x, expression)
     return int8_mixed_linear(
         functools.partial(insert, node),
         x,
@@ -68,6 +70,19 @@ def _int8_mixed(
         differentiable=value_of(node).requires_grad,
         columns=columns,
     )
+
+
+def _with_factor(program: Program, node: fx.Node, x: fx.Node, expression: WeightExpression) -> fx.Node:
+    """x, times the input factor where the profile gives the weight one. Those of x with equal ones read one."""
+    factor = program.quantized(expression).input_factor
+    if factor is None:
+        return x
+    for other in x.users:
+        if other.target is ops.scale_features and other.args[1].name in program.weight_inputs:
+            known = program.quantized(program.weight_inputs[other.args[1].name].expression).input_factor
+            if torch.equal(known, factor):
+                return insert(node, ops.scale_features, x, other.args[1])
+    return insert(node, ops.scale_features, x, program.weight_input(expression, "input_factor"))
 
 
 def _free_if_unused(program: Program, expression: WeightExpression) -> None:

@@ -19,6 +19,7 @@ _SHARED = frozenset(
         torch.ops.aten.detach.default,
         ops.outlier_mask,
         ops.column_mask,
+        ops.scale_features,
         ops.scale_per_token,
         ops.scale_per_tensor,
         ops.asymmetric_scale,

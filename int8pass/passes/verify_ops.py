@@ -32,6 +32,7 @@ class Signature:
 
 TABLE: dict[OpOverload, Signature] = {
     ops.outlier_mask: Signature((FLOATS,), BOOL, rank=None),
+    ops.scale_features: Signature((FLOATS, FLOAT32), FLOATS),
     ops.column_mask: Signature((FLOATS,), BOOL, rank=None),
     ops.scale_per_token: Signature((FLOATS, BOOL), FLOAT32, rank=-1),
     ops.scale_per_tensor: Signature((FLOATS, BOOL), FLOAT32, rank=None),

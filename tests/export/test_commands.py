@@ -40,6 +40,16 @@ def test_calibrate_and_export(run, tmp_path):
         assert relative_error(OnnxModel(file)(x)[0], model(x)) < 0.02
 
 
+def test_rounded_weights_are_written_and_exported(run, tmp_path):
+    profile, file = tmp_path / "profile.json", tmp_path / "model.onnx"
+    code, out, error = run("calibrate", MODEL, "-o", profile, "--rounding", "gptq", "--migration")
+    assert code == 0 and "profile.safetensors: 2 int8 weights" in out, error
+    code, _, error = run("export", "onnx", MODEL, "-o", file, "--profile", profile)
+    assert code == 0, error
+    model, (x,), _ = make()
+    assert relative_error(OnnxModel(file)(x)[0], model(x)) < 0.03
+
+
 def test_one_example_where_no_batches_are_named(run, tmp_path):
     code, _, error = run("calibrate", MODEL, "-o", tmp_path / "profile.json")
     assert code == 0 and "calibrating" in error
