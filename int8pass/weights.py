@@ -151,10 +151,7 @@ def quantize_weight(weight: Tensor, form: WeightForm = PER_CHANNEL) -> Quantized
         codes, scale, input_factor = rounded.codes, rounded.scale, rounded.input_factor
     else:
         raise WeightError(_NOT_FINITE)
-    if not bool(torch.isfinite(scale).all()):
-        raise WeightError(_NOT_FINITE)
-    if float(scale.max()) * INT8_MAX**2 * weight.shape[1] > torch.finfo(torch.float32).max:
-        raise WeightError("the weight is so large that its products overflow float32")
+    _require_usable(scale, weight.shape[1])
     return QuantizedWeight(codes, scale, input_factor)
 
 
@@ -172,6 +169,26 @@ def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, 
             scale[part] = form.scale(weight[part])
         codes[part] = absmax_codes(weight[part], scale[part])
     return codes, scale
+
+
+def weight_scale(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> Tensor:
+    """The scale, float32[N], that `quantize_weight` finds; it raises what that does, and holds no codes."""
+    rows, columns = weight.shape
+    scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
+    if form.granularity == "per_tensor":
+        scale[:] = form.scale(weight.reshape(1, -1))
+    step = max(1, _ELEMENTS_AT_ONCE // max(1, columns))
+    for start in range(0, rows if form.granularity == "per_channel" else 0, step):
+        scale[start : start + step] = form.scale(weight[start : start + step])
+    _require_usable(scale, columns)
+    return scale
+
+
+def _require_usable(scale: Tensor, columns: int) -> None:
+    if not bool(torch.isfinite(scale).all()):
+        raise WeightError(_NOT_FINITE)
+    if float(scale.max()) * INT8_MAX**2 * columns > torch.finfo(torch.float32).max:
+        raise WeightError("the weight is so large that its products overflow float32")
 
 
 def quantizing_scratch_bytes(

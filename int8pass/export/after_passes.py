@@ -3,8 +3,10 @@
 import itertools
 from collections import Counter
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import onnx_ir as ir
+import torch
 from onnx_ir.passes import Sequential, common
 
 from int8pass.export.metadata import MODULE
@@ -25,7 +27,7 @@ def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
     """Simplify the model in place, and bind its int8 weights, by the names of their initializers."""
     for name, weight in weights.items():
         if name in model.graph.initializers:
-            model.graph.initializers[name].const_value = _lazy(name, weight)
+            model.graph.initializers[name].const_value = _StreamedTensor(name, weight)
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = value.shape and ir.Shape(map(_known_size, value.shape))
     modules = {node: onnx_module_path(node.metadata_props) for node in model.graph.all_nodes()}
@@ -72,11 +74,18 @@ def _module_around(node: ir.Node, modules: Mapping[ir.Node, str | None]) -> str:
     return ".".join(parts[0] for parts in same)
 
 
-def _lazy(name: str, weight: StreamedWeight) -> ir.LazyTensor:
-    """int8 codes, inputs first, computed each time that they are read and not kept."""
-    return ir.LazyTensor(
-        lambda: ir.tensor(weight.compute().numpy(), name=name),
-        dtype=ir.DataType.INT8,
-        shape=ir.Shape(weight.stored_shape),
-        name=name,
-    )
+class _StreamedTensor(ir.LazyTensor):
+    """int8 codes, inputs first, computed each time that they are read and not kept; written piece by piece."""
+
+    def __init__(self, name: str, weight: StreamedWeight) -> None:
+        super().__init__(
+            lambda: ir.tensor(torch.cat(list(weight.pieces())).numpy(), name=name),
+            dtype=ir.DataType.INT8,
+            shape=ir.Shape(weight.stored_shape),
+            name=name,
+        )
+        self._weight = weight
+
+    def tofile(self, file: BinaryIO) -> None:
+        for piece in self._weight.pieces():
+            file.write(piece.numpy())

@@ -116,7 +116,7 @@ def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: T
     if config.threshold and config.outlier_weights == "original":
         raise ConfigError(
             "outlier_weights='original' with outlier_columns='runtime' would keep every float weight in the file "
-            "beside its int8 form; use 'dequantized', or calibrate a profile, whose columns are kept in float"
+            "beside its int8 form; use 'dequantized', or calibrate a profile, whose columns are kept in 16 bits"
         )
     columns = "dequantized" if config.scheme.decomposition else None
     return dataclasses.replace(config, free_weights=False, profile=None, outlier_weights=columns)
