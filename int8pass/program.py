@@ -46,7 +46,8 @@ class Decision:
     """What became of one Linear-like node.
 
     node: its name in the graph; module: dotted name of the module whose weight it reads, "" where it reads none;
-    weight_shape: (N, K) or None; reason: "" where it was rewritten.
+    weight_shape: (N, K) or None; reason: "" where it was rewritten. weight, view: the parameter or buffer, and the
+    views that it is read through.
     """
 
     node: str
@@ -57,6 +58,8 @@ class Decision:
     reason: str = ""
     weight_bytes: int = 0
     int8_bytes: int = 0
+    weight: str = ""
+    view: str = ""
 
     @property
     def rewritten(self) -> bool:
@@ -231,6 +234,8 @@ class Program:
             reason=reason,
             weight_bytes=0 if weight is None else int(weight.numel()) * weight.dtype.itemsize,
             int8_bytes=int8_bytes,
+            weight=source.name if source else "",
+            view=expression.key if source else "",
         )
         self.decisions.append(decision)
         logger.debug("%s (%s %s): %s", decision.module, decision.node, decision.weight_shape, reason or "rewritten")

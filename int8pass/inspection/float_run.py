@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from int8pass import pipeline, torch_private
+from int8pass import ops, pipeline, torch_private
 from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.composition import call_op, int8_mixed_linear
 from int8pass.config import Int8MixedConfig
-from int8pass.errors import CaptureError, WeightError
+from int8pass.errors import CaptureError, Int8PassError, WeightError
 from int8pass.exported import program_from_exported
 from int8pass.graph import is_canonical_linear
 from int8pass.inspection.dump import Dump
@@ -26,7 +26,8 @@ from int8pass.weight_expression import WeightExpression
 class FloatGraph:
     """One captured graph, with its Linears found and chosen, that computes in float. number: which of the model's.
 
-    linears: by node name, the weight that a Linear to be rewritten reads; weights: the same of all canonical Linears.
+    linears: by node name, the weight that a Linear to be rewritten reads; weights: the same of all canonical Linears;
+    profiled: the outlier columns that the profile names for the former, None without a profile.
     """
 
     def __init__(self, program: Program, number: int) -> None:
@@ -36,6 +37,9 @@ class FloatGraph:
         pipeline.run(program, self.dump, pipeline.FLOAT_PASSES)
         self.linears = {node.name: expression for node, expression in program.linears.items()}
         self.weights = _weights(program)
+        self.profiled = {
+            node.name: program.profiled_columns(expression, node) for node, expression in program.linears.items()
+        }
         self._float = fx.GraphModule(program.graph_module, copied(program.graph))
         pipeline.run(program, self.dump, pipeline.PASSES[len(pipeline.FLOAT_PASSES) :])
 
@@ -71,8 +75,24 @@ class LinearCall:
     def expression(self) -> WeightExpression:
         return self.graph.linears[self.node]
 
+    def columns(self, config: Int8MixedConfig) -> tuple[int, ...] | None:
+        """The outlier columns that the run's profile names, where these options have a profile; else None."""
+        return None if config.profile is None else self.graph.profiled[self.node]
+
+    def outlier_mask(self, config: Int8MixedConfig) -> Tensor | None:
+        """What the outlier branch takes of x under options: bool[K], or bool[..., K] by token; None for nothing."""
+        columns = self.columns(config)
+        if not config.threshold or columns == ():
+            return None
+        if columns is not None:
+            return ops.column_mask(self.x, columns)
+        return ops.outlier_mask(self.x, config.threshold, config.outliers)
+
     def int8(self, config: Int8MixedConfig | None = None) -> Tensor | None:
-        """What the rewrite makes of y under options (default: the run's own); None where the weight cannot be int8."""
+        """What the rewrite makes of y under options; None where the weight cannot be int8.
+
+        config: default the run's own; one with a profile has the run's.
+        """
         program = self.graph.program
         config = config or program.config
         try:
@@ -89,6 +109,7 @@ class LinearCall:
             outliers=config.outliers,
             dtype=self.y.dtype,
             weight=self.weight if config.keeps_original_weights else None,
+            columns=self.columns(config),
         )
 
 
@@ -117,9 +138,9 @@ class FloatRuns:
     _at_linear: AtLinear = lambda call: call.y
 
     def run(self, at_linear: AtLinear) -> Any:
-        """Run the model once on its inputs, and return what it returns."""
+        """Run the model once on its inputs, and return what it returns. Raises ProfileError at the first run."""
         self._at_linear = at_linear
-        with torch.no_grad():
+        with torch.no_grad(), torch_private.unwrapped(Int8PassError):
             return self._start()
 
     def _add(self, program: Program) -> Callable:
@@ -139,7 +160,7 @@ def float_runs(
 
     Raises CaptureError where there are none.
     """
-    runs, config = FloatRuns(), _without_free(config)
+    runs, config = FloatRuns(), without_free(config)
     if isinstance(model_or_program, ExportedProgram):
         inputs = flat_inputs(model_or_program, *_example_inputs(model_or_program, args, kwargs))
         run = runs._add(program_from_exported(model_or_program, config))
@@ -188,7 +209,8 @@ def flat_inputs(exported: ExportedProgram, args: tuple, kwargs: dict) -> list:
     ]
 
 
-def _without_free(config: Int8MixedConfig) -> Int8MixedConfig:
+def without_free(config: Int8MixedConfig) -> Int8MixedConfig:
+    """The same options for a model that is to stay as it is: its weights are not released."""
     if not config.scheme.decomposition:
         return dataclasses.replace(config, free_weights=False)
     outlier_weights = "original" if config.keeps_original_weights else "dequantized"

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from int8pass import ops
 from int8pass.composition import call_op, quantize_activation
-from int8pass.config import Int8MixedConfig
 from int8pass.inspection.timing import Timing
 from int8pass.quantization.absmax import INT8_MAX
+from int8pass.quantization.scheme import ActivationQuantization
 
 LEVELS = 2 * INT8_MAX + 1  # -127 ... 127
 _PEAKS_KEPT = 64
@@ -48,6 +47,7 @@ class Observation:
     """Sums over all calls of one Linear: energies of its float output and of the int8 form's error; its inputs."""
 
     columns: set[int] = field(default_factory=set)
+    missed: set[int] = field(default_factory=set)
     signal: float = 0.0
     noise: float = 0.0
     outlier_values: int = 0
@@ -57,13 +57,17 @@ class Observation:
     timing: Timing | None = None
     scheme_noise: Counter[str] = field(default_factory=Counter)  # energy of the error, by scheme
 
-    def add(self, x: Tensor, y: Tensor, y_int8: Tensor, config: Int8MixedConfig) -> None:
-        """Take in one call: x [..., K], the float result and that of the int8 form."""
+    def add(self, x: Tensor, y: Tensor, y_int8: Tensor, form: ActivationQuantization, mask: Tensor | None) -> None:
+        """Take in one call: x [..., K], the float result, that of the int8 form, how x became int8, and its outliers.
+
+        mask: bool[K], bool[..., K] or None.
+        """
         self.signal += float(y.double().square().sum())
         self.noise += float((y.double() - y_int8.double()).square().sum())
         rows = x.reshape(-1, x.shape[-1])
-        mask = ops.outlier_mask(rows, config.threshold, config.outliers) if config.threshold else None
-        quantized = quantize_activation(call_op, config.scheme.activations, rows, mask)
+        if mask is not None and mask.dim() > 1:
+            mask = mask.reshape(-1, mask.shape[-1])
+        quantized = quantize_activation(call_op, form, rows, mask)
         inside = quantized.codes if mask is None else quantized.codes[torch.logical_not(mask).expand(rows.shape)]
         self.counts += level_counts(inside)
         self.scales.append(quantized.scale.cpu())
@@ -92,8 +96,8 @@ class Observation:
         return Details(
             graph,
             node,
-            _levels(self.counts, torch.cat([part.flatten() for part in self.scales])),
-            _levels(level_counts(codes), weight_scale),
+            levels(self.counts, torch.cat([part.flatten() for part in self.scales])),
+            levels(level_counts(codes), weight_scale),
             self.outlier_values,
             tuple(largest),
         )
@@ -114,7 +118,8 @@ def level_counts(codes: Tensor) -> Tensor:
     return counts
 
 
-def _levels(counts: Tensor, scales: Tensor) -> Levels | None:
+def levels(counts: Tensor, scales: Tensor) -> Levels | None:
+    """A histogram of int64[255] counts; None where no scale is finite."""
     scales = scales[scales.isfinite()]
     if not len(scales):
         return None

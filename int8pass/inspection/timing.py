@@ -23,16 +23,16 @@ BATCH_SECONDS = 2e-3
 class Timing:
     """Seconds a call, medians of interleaved rounds. float: PyTorch's Linear; int8: all of the rewritten one.
 
-    quantize: mask, scales and codes; gemm: the int8 product; dequantize: scales, bias and cast, 0.0 where the fused CPU
-    kernel does them inside the product; outliers: the outlier branch. The parts of the fused kernel are differences of
-    whole calls; op by op they are timed one by one.
+    quantize: mask, scales and codes; gemm: the int8 product; dequantize: scales, bias and cast, None where the fused
+    CPU kernel does them inside the product; outliers: the outlier branch. The parts of the fused kernel are
+    differences of whole calls; op by op they are timed one by one.
     """
 
     float: float
     int8: float
     quantize: float
     gemm: float
-    dequantize: float
+    dequantize: float | None
     outliers: float
 
 
@@ -57,20 +57,26 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
 
 def _fused_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
     per_token = config.outliers == "token"
+    profiled = call.columns(config) if config.threshold else None
+    # what outliers are: a threshold, or 0.0 and the columns of a profile
+    rule = (config.threshold,) if profiled is None else (0.0, profiled) if profiled else (0.0,)
 
-    def whole(threshold: float) -> Tensor:
-        original = call.weight if config.keeps_original_weights and threshold else None
-        cache = None if original is None else weight.column_cache
+    def whole(threshold: float, *columns: tuple[int, ...]) -> Tensor:
+        original = call.weight if config.keeps_original_weights and (threshold or columns) else None
+        cache = None if original is None else weight.profiled_cache if columns else weight.column_cache
         return fused.cpu_int8_linear(
             call.x, weight.packed, weight.offset, weight.scale, call.bias, original, cache, threshold, per_token,
-            call.y.dtype,
+            call.y.dtype, *columns,
         )  # fmt: skip
 
+    def quantize(threshold: float, *columns: tuple[int, ...]) -> tuple[Tensor, ...]:
+        return fused.cpu_quantize(call.x, threshold, per_token, *columns)
+
     return {
-        "int8": functools.partial(whole, config.threshold),
+        "int8": functools.partial(whole, *rule),
         "plain": functools.partial(whole, 0.0),
-        "quantize": functools.partial(fused.cpu_quantize, call.x, config.threshold, per_token),
-        "quantize plain": functools.partial(fused.cpu_quantize, call.x, 0.0, per_token),
+        "quantize": functools.partial(quantize, *rule),
+        "quantize plain": functools.partial(quantize, 0.0),
     }
 
 
@@ -78,16 +84,18 @@ def _from_fused(seconds: dict[str, float]) -> Timing:
     """The outlier branch is what a threshold of 0 saves beyond its cheaper quantization; the product is the rest."""
     gemm = max(seconds["plain"] - seconds["quantize plain"], 0.0)
     outliers = max(seconds["int8"] - seconds["quantize"] - gemm, 0.0)
-    return Timing(seconds["float"], seconds["int8"], seconds["quantize"], gemm, 0.0, outliers)
+    return Timing(seconds["float"], seconds["int8"], seconds["quantize"], gemm, None, outliers)
 
 
 def _op_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
     def quantize() -> tuple[Tensor | None, QuantizedActivation]:
-        mask = ops.outlier_mask(call.x, config.threshold, config.outliers) if config.threshold else None
+        mask = call.outlier_mask(config)
         return mask, quantize_activation(call_op, config.scheme.activations, call.x, mask)
 
     mask, quantized = quantize()
     columns = (call.weight,) if config.keeps_original_weights else (weight.codes, weight.scale)
+    if config.keeps_original_weights and config.profile is not None:
+        columns = (call.weight, weight.scale)  # in 16 bits
     sums = ops.int8_mm(quantized.codes, weight.codes)
     part = functools.partial(getattr, weight)
     outlier = None if mask is None else ops.outlier_mm(call.x, mask, *columns)
