@@ -32,6 +32,7 @@ def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
         value.shape = value.shape and ir.Shape(map(_known_size, value.shape))
     modules = {node: onnx_module_path(node.metadata_props) for node in model.graph.all_nodes()}
     Sequential(*_PASSES)(model)
+    _type_codes(model.graph)
     if _drop_squeezed_and_unsqueezed(model.graph):
         common.RemoveUnusedNodesPass()(model)
     _name_after_modules(model.graph, modules)
@@ -40,6 +41,14 @@ def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
 def _known_size(size: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
     """A symbol that torch.export found to be a number is that number."""
     return int(size.value) if isinstance(size, ir.SymbolicDim) and (size.value or "").isdigit() else size
+
+
+def _type_codes(graph: ir.Graph) -> None:
+    """Codes have the type of their zero point, which may be uint8; torch.onnx notes that of the graph, int8."""
+    for node in graph.all_nodes():
+        zero_point = node.inputs[2] if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
+        if zero_point is not None and zero_point.const_value is not None:
+            node.outputs[0].dtype = zero_point.const_value.dtype
 
 
 def _drop_squeezed_and_unsqueezed(graph: ir.Graph) -> int:
