@@ -119,16 +119,33 @@ def calibrate(
     min_batches: Annotated[
         int, typer.Option(help="How many batches must show an outlier for its column to count.")
     ] = 1,
+    observer: Annotated[
+        str,
+        typer.Option(
+            help="How far each input's range goes, outlier columns left out: 'absmax', 'percentile', 'mse' or "
+            "'entropy'. All but absmax run the batches twice."
+        ),
+    ] = "absmax",
+    percentile: Annotated[
+        float, typer.Option(help="Percent of the values within the percentile observer's range.")
+    ] = 99.99,
     threshold: Threshold = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
 ) -> None:
-    """Run MODEL in float on batches and write which input columns of each Linear hold outliers: a profile, as JSON."""
+    """Run MODEL in float on batches and write a profile, as JSON: each Linear's outlier columns and input range."""
     config = config_of(threshold, "column", None, skip_modules, no_skip_modules_default)
     require_writable(output)
     with Console(stderr=True).status(f"loading {escape(model)}"):
         loaded = load_model(model)
-    profile = calibrate_model(loaded.model, _batches(batches, loaded), options=config, min_batches=min_batches)
+    profile = calibrate_model(
+        loaded.model,
+        _batches(batches, loaded),
+        options=config,
+        min_batches=min_batches,
+        observer=observer,
+        percentile=percentile,
+    )
     profile.save(output)
     with_outliers = [layer for layer in profile.layers if layer.outlier_columns]
     typer.echo(f"{output}: {len(with_outliers)} of {len(profile.layers)} weights have outlier columns")

@@ -15,7 +15,8 @@ from int8pass.errors import ProfileError
 from int8pass.files import require_writable, staged
 from int8pass.weights import is_freed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)  # version 1 has no ranges
 _SAMPLES = 64  # elements of each weight that its fingerprint is made of
 
 
@@ -25,6 +26,8 @@ class ProfiledLayer:
 
     weight: dotted name of the parameter; shape: (N, K); absmax: the largest |x| met, infinity and NaN left out;
     outlier_columns: features that are to be outliers, ascending; fingerprint: of the weight, `weight_fingerprint`.
+    minimum, maximum: the range of x outside the outlier columns that int8 is to cover, as the profile's observer chose
+    it; None in a profile of schema version 1, which has none.
     """
 
     weight: str
@@ -32,19 +35,22 @@ class ProfiledLayer:
     absmax: float
     outlier_columns: tuple[int, ...]
     fingerprint: str
+    minimum: float | None = None
+    maximum: float | None = None
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The outlier columns of a model's Linears, for options={"profile": ...}.
+    """The outlier columns and input ranges of a model's Linears, for options={"profile": ...}.
 
     layers: one for each weight; threshold: |x| from which on a feature counted as an outlier; batches: how many were
-    run.
+    run; observer: what chose the ranges.
     """
 
     layers: tuple[ProfiledLayer, ...]
     threshold: float
     batches: int
+    observer: str = "absmax"
 
     @property
     def fingerprint(self) -> str:
@@ -72,7 +78,8 @@ class Profile:
         """JSON with the schema version and the model's fingerprint."""
         layers = [dataclasses.asdict(layer) for layer in self.layers]
         document = {"schema": SCHEMA_VERSION, "model": self.fingerprint, "threshold": self.threshold}
-        return json.dumps({**document, "batches": self.batches, "layers": layers}, indent=indent, allow_nan=False)
+        document |= {"batches": self.batches, "observer": self.observer, "layers": layers}
+        return json.dumps(document, indent=indent, allow_nan=False)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the JSON file, whole or not at all. Raises OutputError."""
@@ -97,14 +104,15 @@ class Profile:
         """Of parsed JSON; keys that are not known are left out. Raises ProfileError."""
         if not isinstance(document, dict) or "layers" not in document:
             raise ProfileError(f"{source} is not a profile that int8pass.calibrate wrote")
-        if document.get("schema") != SCHEMA_VERSION:
+        if document.get("schema") not in _READABLE:
             raise ProfileError(
-                f"{source} has schema version {document.get('schema')!r}, and this int8pass reads {SCHEMA_VERSION}: "
-                "calibrate again"
+                f"{source} has schema version {document.get('schema')!r}, and this int8pass reads "
+                f"{' and '.join(map(str, _READABLE))}: calibrate again"
             )
         try:
             layers = tuple(_layer(entry) for entry in document["layers"])
-            profile = cls(layers, float(document["threshold"]), int(document["batches"]))
+            observer = str(document.get("observer", "absmax"))
+            profile = cls(layers, float(document["threshold"]), int(document["batches"]), observer)
         except (KeyError, TypeError, ValueError) as error:
             raise ProfileError(f"{source} is not a whole profile: {type(error).__name__}: {error}") from error
         if document.get("model") != profile.fingerprint:
@@ -118,9 +126,14 @@ def _layer(entry: dict) -> ProfiledLayer:
     absmax = float(entry["absmax"])
     if columns and not (0 <= columns[0] and columns[-1] < features):
         raise ValueError(f"outlier_columns of {entry['weight']!r} are not within 0 to {features - 1}")
-    if not math.isfinite(absmax):
-        raise ValueError(f"absmax of {entry['weight']!r} is {absmax}")
-    return ProfiledLayer(str(entry["weight"]), (rows, features), absmax, columns, str(entry["fingerprint"]))
+    minimum, maximum = (None if entry.get(name) is None else float(entry[name]) for name in ("minimum", "maximum"))
+    for name, value in (("absmax", absmax), ("minimum", minimum), ("maximum", maximum)):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} of {entry['weight']!r} is {value}")
+    if (minimum is None) != (maximum is None) or (minimum is not None and minimum > maximum):
+        raise ValueError(f"the range of {entry['weight']!r} is {minimum} to {maximum}")
+    fingerprint = str(entry["fingerprint"])
+    return ProfiledLayer(str(entry["weight"]), (rows, features), absmax, columns, fingerprint, minimum, maximum)
 
 
 def weight_fingerprint(tensor: Tensor) -> str:

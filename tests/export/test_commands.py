@@ -56,6 +56,7 @@ def test_one_example_where_no_batches_are_named(run, tmp_path):
         (("export", "onnx", MODEL.replace("make", "make_failing"), "-o", "model.onnx"), "could not capture"),
         (("calibrate", MODEL, "-o", "missing/profile.json"), "no folder"),
         (("calibrate", MODEL, "-o", "profile.json", "--batches", "tests"), "MODULE:FUNCTION"),
+        (("calibrate", MODEL, "-o", "profile.json", "--observer", "median"), "observer must be one of"),
     ),
     ids=str,
 )

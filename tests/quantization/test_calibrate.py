@@ -59,7 +59,7 @@ def test_round_trip(model, tmp_path):
     profile.save(tmp_path / "profile.json")
     assert Profile.load(tmp_path / "profile.json") == profile
     document = json.loads((tmp_path / "profile.json").read_text())
-    assert document["schema"] == 1 and document["model"] == profile.fingerprint
+    assert document["schema"] == 2 and document["model"] == profile.fingerprint
 
 
 @pytest.mark.parametrize("outlier_weights", reference.OUTLIER_WEIGHTS)
@@ -149,3 +149,68 @@ def test_a_converted_program_with_a_profile_is_saved_and_loaded(model):
     x = with_columns(3)
     program = convert(exported(model, x), options={"profile": calibrate(model, [x], progress=False)})
     assert torch.equal(reloaded(program).module()(x), program.module()(x))
+
+
+def test_a_range_leaves_out_the_outlier_columns(model):
+    x = with_columns(3)
+    x[1, 5], x[2, 6] = -4.5, 3.5
+    layer = calibrate(model, [x[:2], x[2:]], progress=False).layers[0]
+    assert (layer.minimum, layer.maximum) == (-4.5, 3.5) and layer.absmax == 8.0
+    assert calibrate(model, [x], options={"threshold": 0.0}, progress=False).layers[0].maximum == 8.0
+
+
+def test_a_range_leaves_out_what_is_not_finite():
+    linear, x = frozen(nn.Linear(IN, 24)), bounded(5, IN)
+    x[0, 0], x[1, 1], x[2, 2] = torch.nan, torch.inf, -4.0
+    layer = calibrate(linear, [x], options={"threshold": 0.0}, progress=False).layers[0]
+    finite = x[x.isfinite()]
+    assert (layer.minimum, layer.maximum) == (-4.0, float(finite.max()))
+
+
+@pytest.mark.parametrize("observer", ("percentile", "mse", "entropy"))
+def test_an_observer_clips_the_range_whatever_the_batches(model, observer):
+    x = bounded(400, IN)
+    x[7, 9], x[:, 3] = 5.9, 7.0  # one far value, and an outlier column
+    options = dict(observer=observer, percentile=99.0, progress=False)
+    clipped = calibrate(model, [x], **options)
+    assert clipped.observer == observer
+    layer = clipped.layers[0]
+    assert layer.outlier_columns == (3,)
+    absmax = calibrate(model, [x], progress=False).layers[0]
+    assert absmax.maximum == pytest.approx(5.9) and layer.maximum < (5.9 if observer == "mse" else 5.0)
+    assert absmax.minimum <= layer.minimum < 0
+    assert calibrate(model, list(x.split(37)), **options).layers[0] == layer
+    values = x[:, [column for column in range(IN) if column != 3]]
+    if observer == "percentile":
+        assert layer.maximum == pytest.approx(values.abs().flatten().quantile(0.99).item(), abs=2 * 5.9 / 2048)
+
+
+def test_a_profile_of_version_1_has_no_ranges(model, tmp_path):
+    profile = calibrate(model, [with_columns(3)], progress=False)
+    document = json.loads(profile.to_json())
+    document["schema"] = 1
+    del document["observer"]
+    for layer in document["layers"]:
+        del layer["minimum"], layer["maximum"]
+    read = Profile.from_document(document)
+    assert [(layer.minimum, layer.maximum) for layer in read.layers] == [(None, None)] * 2
+    assert columns(read) == columns(profile) and read.observer == "absmax"
+
+
+def test_ranges_that_cannot_be(model):
+    document = json.loads(calibrate(model, [with_columns(3)], progress=False).to_json())
+    document["layers"][0]["minimum"] = 9.0
+    with pytest.raises(ProfileError, match=r"the range of 'up\.weight' is 9"):
+        Profile.from_document(document)
+
+
+def test_observers_refuse_what_they_cannot_do(model):
+    batches = (with_columns(3) for _ in range(2))
+    with pytest.raises(ConfigError, match="'mse' reads the batches twice"):
+        calibrate(model, batches, observer="mse", progress=False)
+    assert calibrate(model, batches, progress=False).batches == 2
+    with pytest.raises(ConfigError, match="observer must be one of"):
+        calibrate(model, [with_columns(3)], observer="median", progress=False)
+    for percentile in (0, 101, "99", True):
+        with pytest.raises(ConfigError, match="percentile must be"):
+            calibrate(model, [with_columns(3)], observer="percentile", percentile=percentile, progress=False)

@@ -1,0 +1,117 @@
+"""`FloatBatches`: runs a model in float on batches, and shows the inputs of the Linears that are to be rewritten."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from int8pass import pipeline, torch_private
+from int8pass.capture import ModuleNames, program_from_dynamo
+from int8pass.config import Int8MixedConfig
+from int8pass.errors import CaptureError, ConfigError
+from int8pass.exported import program_from_exported
+from int8pass.inspection.float_run import copied, flat_inputs
+from int8pass.program import ModuleTensor, Program
+
+# what is shown at each call of a Linear: the parameter it reads, the weight [N, K] as it reads it, x [..., K]
+Observe = Callable[[ModuleTensor, Tensor, Tensor], None]
+
+
+class FloatBatches:
+    """Runs over batches, as often as asked, each with a bar on standard error where `progress` is True.
+
+    batches: what the model is called with, see `calibrate`. count: how many the present run has gone through. The model
+    computes in float and is not changed.
+    """
+
+    def __init__(self, model: nn.Module | ExportedProgram, batches: Iterable[Any], config: Int8MixedConfig) -> None:
+        self._model = model
+        self._batches = batches
+        self._config = config
+        self._observe: Observe | None = None
+        self.count = 0
+
+    @property
+    def can_run_again(self) -> bool:
+        """Whether the batches can be iterated more than once: a generator is spent after the first time."""
+        return not isinstance(self._batches, Iterator)
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator["FloatBatches"]:
+        """Within this context graphs stay captured from one run to the next. Raises CaptureError."""
+        with torch.no_grad(), self._callable() as self._call:
+            yield self
+
+    def run(self, observe: Observe, doing: str, progress: bool = False) -> int:
+        """Run once over the batches, each input of a Linear shown to `observe`. Returns how many batches there were."""
+        self._observe = observe
+        self.count = 0
+        for batch in _shown(self._batches, doing, progress):
+            self._call(*_call_arguments(batch))
+            self.count += 1
+        return self.count
+
+    def show(self, source: ModuleTensor, weight: Tensor, x: Tensor) -> None:
+        self._observe(source, weight, x)
+
+    @contextlib.contextmanager
+    def _callable(self) -> Iterator[Callable[[tuple, dict], Any]]:
+        model, config = self._model, self._config
+        if isinstance(model, ExportedProgram):
+            shower = _Shower(program_from_exported(model, config), self.show)
+            yield lambda args, kwargs: shower.run(*flat_inputs(model, args, kwargs))
+            return
+        if not isinstance(model, nn.Module):
+            raise CaptureError(f"expected an nn.Module or an ExportedProgram, not {type(model).__name__}")
+        names = ModuleNames(model)
+
+        def backend(graph_module: fx.GraphModule, example_inputs: list) -> Callable:
+            return _Shower(program_from_dynamo(graph_module, example_inputs, config, names), self.show).run
+
+        with torch_private.compiled_apart(model, backend) as compiled:
+            yield lambda args, kwargs: compiled(*args, **kwargs)
+
+
+class _Shower(fx.Interpreter):
+    """Runs one captured graph in float and shows the inputs of the Linears to be rewritten."""
+
+    def __init__(self, program: Program, show: Observe) -> None:
+        pipeline.run(program, passes=pipeline.FLOAT_PASSES)
+        super().__init__(fx.GraphModule(program.graph_module, copied(program.graph)))
+        self._show = show
+        self._sources = {node.name: program.tensors[expression.root] for node, expression in program.linears.items()}
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node.name in self._sources:
+            x, weight = self.fetch_args_kwargs_from_env(node)[0][:2]
+            self._show(self._sources[node.name], weight, x)
+        return super().run_node(node)
+
+
+def _call_arguments(batch: Any) -> tuple[tuple, dict]:
+    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple) and isinstance(batch[1], Mapping):
+        return batch[0], dict(batch[1])
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, tuple | list):
+        return tuple(batch), {}
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    raise ConfigError(
+        f"a batch is a mapping of keyword arguments, a tuple of arguments or a tensor, not {type(batch).__name__}"
+    )
+
+
+def _shown(batches: Iterable[Any], doing: str, progress: bool) -> Iterator[Any]:
+    if not progress:
+        yield from batches
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    total = len(batches) if hasattr(batches, "__len__") else None
+    yield from track(batches, doing, total=total, console=Console(file=sys.stderr))
