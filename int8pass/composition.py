@@ -10,6 +10,7 @@ import torch
 
 from int8pass import ops
 from int8pass.quantization.scheme import ActivationQuantization, Scheme
+from int8pass.quantization.static import StaticScale
 
 aten = torch.ops.aten
 
@@ -32,10 +33,31 @@ class QuantizedActivation(NamedTuple):
     zero_point: Any = None
 
 
+def outlier_mask(
+    call: Callable[..., Any], x: Any, threshold: float, outliers: str, columns: tuple[int, ...] | None
+) -> Any:
+    """Which features of x leave the int8 part, bool[K] or bool[..., K]; None where there is no outlier branch."""
+    if threshold and columns is None:
+        return call(ops.outlier_mask, x, threshold, outliers)
+    return call(ops.column_mask, x, columns) if threshold and columns else None
+
+
 def quantize_activation(
-    call: Callable[..., Any], form: ActivationQuantization, x: Any, mask: Any = None
+    call: Callable[..., Any],
+    form: ActivationQuantization,
+    x: Any,
+    mask: Any = None,
+    static: StaticScale | None = None,
 ) -> QuantizedActivation:
-    """Quantize x [..., K] through `call(op, *arguments)`. mask: bool[K] or bool[..., K], True for outliers, or None."""
+    """Quantize x [..., K] through `call(op, *arguments)`.
+
+    mask: bool[K] or bool[..., K], True for outliers, or None. static: a scale and zero point known beforehand, whatever
+    the granularity.
+    """
+    if static is not None:
+        codes = call(ops.quantize_static, x, *static, mask)
+        zero_point = None if form.symmetric else call(ops.static_zero_point, x, static.zero_point)
+        return QuantizedActivation(codes, call(ops.static_scale, x, static.scale, mask), zero_point)
     if form.symmetric:
         scale_op, quantize_op = _SYMMETRIC[form.granularity]
         scale = call(scale_op, x, mask)
@@ -74,23 +96,21 @@ def int8_mixed_linear(
     weight: Any = None,
     differentiable: bool = False,
     columns: tuple[int, ...] | None = None,
+    static: StaticScale | None = None,
 ) -> Any:
     """Compose x @ W.T + bias (LLM.int8(), equation 8) through `call(op, *arguments)`, on tensors or on graph nodes.
 
     x: [..., K]; weight_part: gives a field of the QuantizedWeight by name ("codes", "scale", "code_sums"); bias: [N] or
     None; weight: [N, K] floating for the outlier branch, or None to dequantize its columns. columns: outlier features
-    known beforehand, in place of those that x has; an empty tuple, like threshold 0, means no outlier branch.
+    known beforehand, in place of those that x has; an empty tuple, like threshold 0, means no outlier branch. static:
+    the scale and zero point of x, known beforehand too.
     Result: [..., N] in `dtype`. With `differentiable` the gradient of x passes through the dequantized weight, and that
     of bias by plain operations.
     """
     source = call(aten.detach.default, x) if differentiable else x
-    mask = None
-    if threshold and columns is None:
-        mask = call(ops.outlier_mask, source, threshold, outliers)
-    elif threshold and columns:
-        mask = call(ops.column_mask, source, columns)
+    mask = outlier_mask(call, source, threshold, outliers, columns)
     codes, scale = weight_part("codes"), weight_part("scale")
-    quantized = quantize_activation(call, scheme.activations, source, mask)
+    quantized = quantize_activation(call, scheme.activations, source, mask, static)
     sums = call(ops.int8_mm, quantized.codes, codes)
     outlier = None
     if mask is not None:

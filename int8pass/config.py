@@ -13,6 +13,7 @@ from int8pass.quantization.profile import Profile
 from int8pass.quantization.scheme import DEFAULT, SCHEMES, Scheme, scheme_named
 
 _CHOICES = {
+    "activations": ("dynamic", "static"),
     "outliers": ("column", "token"),
     "outlier_weights": (None, "original", "dequantized"),
     "break_even": ("off", "measured"),
@@ -26,6 +27,8 @@ class Int8MixedConfig:
     """Options of the int8mixed pass.
 
     scheme: how activations and weights become int8: a name of `quantization.SCHEMES`, or a Scheme. Kept as a Scheme.
+    activations: "dynamic": each call finds the ranges of activations as the scheme says; "static": one range for each
+        Linear, that of the profile. Values past it, outside of the profile's outlier columns, are clamped.
     threshold: |x| at and above which a feature is an outlier (LLM.int8(), section 3.2); 0.0 means no outlier branch.
         None resolves to 6.0, and to 0.0 for a scheme without outlier branch, for which any other is an error.
     outliers: "column" takes a feature as outlier for the whole call (the paper), "token" for each row on its own.
@@ -45,6 +48,7 @@ class Int8MixedConfig:
     """
 
     scheme: Scheme = DEFAULT
+    activations: str = "dynamic"
     threshold: float | None = None
     outliers: str = "column"
     outlier_weights: str | None = None
@@ -126,6 +130,16 @@ class Int8MixedConfig:
             object.__setattr__(self, "profile", Profile.load(self.profile))
         if not isinstance(self.profile, Profile | None):
             raise ConfigError(f"profile must be a Profile or the path of one, not {type(self.profile).__name__}")
+        if self.activations == "static" and self.profile is None:
+            raise ConfigError(
+                "activations='static' takes its ranges from a profile: make one with int8pass.calibrate and pass it as "
+                "'profile'"
+            )
+        if self.activations == "static" and self.profile.has_outlier_columns and not self.scheme.decomposition:
+            raise ConfigError(
+                f"the ranges of this profile leave its outlier columns out, and scheme {self.scheme.name!r} has no "
+                "outlier branch: calibrate with options={'threshold': 0.0}"
+            )
         if self.profile is not None and self.outliers == "token":
             raise ConfigError("a profile names whole columns: it goes with outliers='column', not with 'token'")
 
@@ -138,8 +152,9 @@ class Int8MixedConfig:
 
     def _check_outlier_branch(self) -> None:
         """Options that only an outlier branch reads need a scheme that has one."""
-        given = {"threshold": self.threshold, "outlier_weights": self.outlier_weights, "profile": self.profile}
+        given = {"threshold": self.threshold, "outlier_weights": self.outlier_weights}
         given["outliers"] = None if self.outliers == "column" else self.outliers
+        given["profile"] = self.profile if self.activations == "dynamic" else None
         useless = [name for name, value in given.items() if value]
         if useless and not self.scheme.decomposition:
             names = " or ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.decomposition)

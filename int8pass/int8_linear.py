@@ -158,6 +158,10 @@ def quantize_(model: nn.Module, *, options: Mapping[str, Any] | Int8MixedConfig 
     config = Int8MixedConfig.from_options(options)
     if config.outlier_weights == "original":
         raise ConfigError("quantize_ keeps no float weights, so outlier_weights='original' is not possible here")
+    if config.activations == "static":
+        raise ConfigError(
+            "an Int8Linear finds the ranges of its input in each call: activations='static' needs the pass"
+        )
     if _is_linear(model):
         raise ConfigError("the model is itself a Linear, which cannot be replaced in place: use Int8Linear.from_linear")
     tied = embedding_addresses(model)

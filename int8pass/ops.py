@@ -15,6 +15,7 @@ from int8pass.graph import value_of
 from int8pass.kernels.integer_matmul import integer_matmul
 from int8pass.kernels.outlier_product import outlier_product
 from int8pass.quantization.absmax import absmax_codes, absmax_scale, absmax_tensor_scale
+from int8pass.quantization.static import static_codes, static_token_scale
 from int8pass.quantization.zeropoint import asymmetric_codes, range_scale, range_zero_point
 from int8pass.torch_private import OpOverload
 
@@ -121,6 +122,33 @@ zero_point = _define(
 DECOMPOSITIONS[zero_point] = range_zero_point
 
 
+# --- static_scale, static_zero_point: of a calibrated range, the scale by row, as NaN where a row is not finite
+
+
+def _static_scale_fake(x, scale, mask):
+    return x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+static_scale = _define(
+    "static_scale(Tensor x, float scale, Tensor? mask) -> Tensor", _static_scale_fake, static_token_scale
+)
+DECOMPOSITIONS[static_scale] = static_token_scale
+
+
+def _static_zero_point(x, zero_point):
+    return torch.full((), zero_point, dtype=torch.int32, device=x.device)
+
+
+def _static_zero_point_fake(x, zero_point):
+    return x.new_empty((), dtype=torch.int32)
+
+
+static_zero_point = _define(
+    "static_zero_point(Tensor x, int zero_point) -> Tensor", _static_zero_point_fake, _static_zero_point
+)
+DECOMPOSITIONS[static_zero_point] = _static_zero_point
+
+
 # --- quantize_per_token, quantize_per_tensor: int8 codes of each row, outliers as 0
 
 
@@ -152,6 +180,21 @@ quantize_asymmetric = _define(
     asymmetric_codes,
 )
 DECOMPOSITIONS[quantize_asymmetric] = asymmetric_codes
+
+
+# --- quantize_static: int8 codes by a calibrated range, outliers as the zero point; what lies past it is clamped
+
+
+def _quantize_static_fake(x, scale, zero_point, mask):
+    return _quantize_fake(x, scale, mask)
+
+
+quantize_static = _define(
+    "quantize_static(Tensor x, float scale, int zero_point, Tensor? mask) -> Tensor",
+    _quantize_static_fake,
+    static_codes,
+)
+DECOMPOSITIONS[quantize_static] = static_codes
 
 
 # --- int8_mm: x_q @ W_q.T, exact in int32

@@ -55,7 +55,7 @@ def _observe(call: LinearCall, observed: Observed, timed: Int8MixedConfig | None
     y_int8 = call.int8()
     if y_int8 is not None:
         observation = observed.setdefault((call.graph.number, call.node), Observation())
-        observation.add(call.x, call.y, y_int8, call.graph.program.config)
+        observation.add(call, y_int8)
         if timed is not None and observation.timing is None:
             observation.timing = time_linear(call, timed)
     return call.y
@@ -83,6 +83,7 @@ def _row(
         reason=decision.reason,
         outlier_columns=tuple(sorted(observation.columns)),
         snr_db=observation.snr_db,
+        clamped=observation.clamped,
         bytes_before=decision.weight_bytes,
         bytes_after=decision.weight_bytes,
         bytes_peak=decision.weight_bytes,

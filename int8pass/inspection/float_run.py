@@ -13,13 +13,20 @@ from torch.export import ExportedProgram
 
 from int8pass import pipeline, torch_private
 from int8pass.capture import ModuleNames, program_from_dynamo
-from int8pass.composition import call_op, int8_mixed_linear
+from int8pass.composition import (
+    QuantizedActivation,
+    call_op,
+    int8_mixed_linear,
+    outlier_mask,
+    quantize_activation,
+)
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CaptureError, WeightError
 from int8pass.exported import program_from_exported
 from int8pass.graph import is_canonical_linear
 from int8pass.inspection.dump import Dump
 from int8pass.program import Decision, Program
+from int8pass.quantization.static import StaticScale, count_clamped, static_scale
 from int8pass.weight_expression import WeightExpression
 
 
@@ -71,6 +78,31 @@ class LinearCall:
     def expression(self) -> WeightExpression:
         return self.graph.linears[self.node]
 
+    def quantized(self, config: Int8MixedConfig | None = None) -> tuple[Tensor | None, QuantizedActivation]:
+        """The outlier mask of x, None for no outlier branch, and x in int8, under options (default: the run's own)."""
+        config = config or self.graph.program.config
+        columns, static = self.profiled(config)
+        mask = outlier_mask(call_op, self.x, config.threshold, config.outliers, columns)
+        return mask, quantize_activation(call_op, config.scheme.activations, self.x, mask, static)
+
+    def clamped(self, config: Int8MixedConfig | None = None) -> int:
+        """How many values of x outside of the outlier columns lie past a static range."""
+        config = config or self.graph.program.config
+        columns, static = self.profiled(config)
+        if static is None:
+            return 0
+        return count_clamped(self.x, static, outlier_mask(call_op, self.x, config.threshold, config.outliers, columns))
+
+    def profiled(self, config: Int8MixedConfig) -> tuple[tuple[int, ...] | None, StaticScale | None]:
+        """The outlier columns and the scale that a profile has for x."""
+        if config.profile is None:
+            return None, None
+        source = self.graph.program.tensors[self.expression.root]
+        layer = config.profile.layer(source.name, tuple(self.weight.shape), source.tensor)
+        static = config.activations == "static"
+        symmetric = config.scheme.activations.symmetric
+        return layer.outlier_columns, static_scale(*layer.range, symmetric) if static else None
+
     def int8(self, config: Int8MixedConfig | None = None) -> Tensor | None:
         """What the rewrite makes of y under options (default: the run's own); None where the weight cannot be int8."""
         program = self.graph.program
@@ -79,6 +111,7 @@ class LinearCall:
             quantized = program.quantized(self.expression, config.scheme)
         except WeightError:
             return None  # the rewrite records it as skipped, with this reason
+        columns, static = self.profiled(config)
         return int8_mixed_linear(
             call_op,
             self.x,
@@ -89,6 +122,8 @@ class LinearCall:
             outliers=config.outliers,
             dtype=self.y.dtype,
             weight=self.weight if config.keeps_original_weights else None,
+            columns=columns,
+            static=static,
         )
 
 

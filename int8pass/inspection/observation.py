@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from int8pass import ops
-from int8pass.composition import call_op, quantize_activation
-from int8pass.config import Int8MixedConfig
+from int8pass.inspection.float_run import LinearCall
 from int8pass.inspection.timing import Timing
 from int8pass.quantization.absmax import INT8_MAX
 
@@ -50,21 +48,22 @@ class Observation:
     signal: float = 0.0
     noise: float = 0.0
     outlier_values: int = 0
+    clamped: int = 0
     counts: Tensor = field(default_factory=lambda: torch.zeros(LEVELS, dtype=torch.int64))
     scales: list[Tensor] = field(default_factory=list)
     peaks: Tensor | None = None
     timing: Timing | None = None
 
-    def add(self, x: Tensor, y: Tensor, y_int8: Tensor, config: Int8MixedConfig) -> None:
-        """Take in one call: x [..., K], the float result and that of the int8 form."""
-        self.signal += float(y.double().square().sum())
-        self.noise += float((y.double() - y_int8.double()).square().sum())
-        rows = x.reshape(-1, x.shape[-1])
-        mask = ops.outlier_mask(rows, config.threshold, config.outliers) if config.threshold else None
-        quantized = quantize_activation(call_op, config.scheme.activations, rows, mask)
-        inside = quantized.codes if mask is None else quantized.codes[torch.logical_not(mask).expand(rows.shape)]
+    def add(self, call: LinearCall, y_int8: Tensor) -> None:
+        """Take in one call, and the result of its int8 form."""
+        self.signal += float(call.y.double().square().sum())
+        self.noise += float((call.y.double() - y_int8.double()).square().sum())
+        rows = call.x.reshape(-1, call.x.shape[-1])
+        mask, quantized = call.quantized()
+        inside = quantized.codes if mask is None else quantized.codes[torch.logical_not(mask).expand(call.x.shape)]
         self.counts += level_counts(inside)
         self.scales.append(quantized.scale.cpu())
+        self.clamped += call.clamped()
         if mask is not None:
             self._add_outliers(rows, mask)
         if len(rows):

@@ -31,7 +31,8 @@ class Row:
     that is held of it once the model is compiled with these options and has run: its int8 form, and the float weight if
     it `keeps_float` (free_weights releases it); bytes_peak: the most that is held of it on the way, scratch included.
     weight: the parameter or buffer; view: the views that it is read through. Rows that agree in both share the bytes.
-    timing: of its first call, where it was asked for.
+    timing: of its first call, where it was asked for. clamped: how many values of its input, outside of the profile's
+    outlier columns, lay past the profile's range (activations="static").
     """
 
     module: str
@@ -49,6 +50,7 @@ class Row:
     weight: str = ""
     view: str = ""
     timing: Timing | None = None
+    clamped: int = 0
 
     @property
     def bytes_int8(self) -> int:
@@ -234,6 +236,9 @@ def _summary(report: Report) -> list[str]:
         f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB after, "
         f"{_megabytes(totals.bytes_peak)} MB at the peak in between",
     ]
+    clamped = [row.clamped for row in report.rows if row.clamped]
+    if clamped:
+        lines.append(f"clamped {sum(clamped)} values past the profile's ranges, in {len(clamped)} Linears")
     timed = [row.timing for row in report.rows if row.timing]
     if timed:
         times = (1e3 * sum(each.int8 for each in timed), 1e3 * sum(each.float for each in timed))

@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from int8pass import ops
 from int8pass.bench.timing import interleave, median
-from int8pass.composition import QuantizedActivation, call_op, dequantize, quantize_activation
+from int8pass.composition import call_op, dequantize
 from int8pass.config import Int8MixedConfig
 from int8pass.inspection.float_run import LinearCall
 from int8pass.kernels.cpu import fused
@@ -56,44 +57,53 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
 
 
 def _fused_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
-    per_token = config.outliers == "token"
+    profiled, static = call.profiled(config)
 
-    def whole(threshold: float) -> Tensor:
-        original = call.weight if config.keeps_original_weights and threshold else None
+    def rule(branch: bool) -> tuple[float, bool, tuple[int, ...] | None]:
+        """threshold, per_token and columns, with or without an outlier branch."""
+        if profiled is not None:
+            return 0.0, False, profiled if branch and config.threshold else ()
+        return (config.threshold if branch else 0.0), config.outliers == "token", None
+
+    def quantize(branch: bool) -> Any:
+        threshold, per_token, columns = rule(branch)
+        if static is not None:
+            return fused.cpu_quantize_static(call.x, static.scale, columns)
+        return fused.cpu_quantize(call.x, threshold, per_token, columns)
+
+    def whole(branch: bool) -> Tensor:
+        threshold, per_token, columns = rule(branch)
+        original = call.weight if config.keeps_original_weights and (threshold or columns) else None
         cache = None if original is None else weight.column_cache
-        return fused.cpu_int8_linear(
-            call.x, weight.packed, weight.offset, weight.scale, call.bias, original, cache, threshold, per_token,
-            call.y.dtype,
-        )  # fmt: skip
+        held = (weight.packed, weight.offset, weight.scale, call.bias, original, cache)
+        if static is not None:
+            return fused.cpu_static_linear(call.x, *held, static.scale, columns, call.y.dtype)
+        return fused.cpu_int8_linear(call.x, *held, threshold, per_token, call.y.dtype, columns)
 
     return {
-        "int8": functools.partial(whole, config.threshold),
-        "plain": functools.partial(whole, 0.0),
-        "quantize": functools.partial(fused.cpu_quantize, call.x, config.threshold, per_token),
-        "quantize plain": functools.partial(fused.cpu_quantize, call.x, 0.0, per_token),
+        "int8": functools.partial(whole, True),
+        "plain": functools.partial(whole, False),
+        "quantize": functools.partial(quantize, True),
+        "quantize plain": functools.partial(quantize, False),
     }
 
 
 def _from_fused(seconds: dict[str, float]) -> Timing:
-    """The outlier branch is what a threshold of 0 saves beyond its cheaper quantization; the product is the rest."""
+    """The outlier branch is what leaving it out saves beyond a cheaper quantization; the product is the rest."""
     gemm = max(seconds["plain"] - seconds["quantize plain"], 0.0)
     outliers = max(seconds["int8"] - seconds["quantize"] - gemm, 0.0)
     return Timing(seconds["float"], seconds["int8"], seconds["quantize"], gemm, 0.0, outliers)
 
 
 def _op_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
-    def quantize() -> tuple[Tensor | None, QuantizedActivation]:
-        mask = ops.outlier_mask(call.x, config.threshold, config.outliers) if config.threshold else None
-        return mask, quantize_activation(call_op, config.scheme.activations, call.x, mask)
-
-    mask, quantized = quantize()
+    mask, quantized = call.quantized(config)
     columns = (call.weight,) if config.keeps_original_weights else (weight.codes, weight.scale)
     sums = ops.int8_mm(quantized.codes, weight.codes)
     part = functools.partial(getattr, weight)
     outlier = None if mask is None else ops.outlier_mm(call.x, mask, *columns)
     calls: dict[str, Callable] = {
         "int8": functools.partial(call.int8, config),
-        "quantize": quantize,
+        "quantize": functools.partial(call.quantized, config),
         "gemm": functools.partial(ops.int8_mm, quantized.codes, weight.codes),
         "dequantize": functools.partial(dequantize, call_op, sums, quantized, part, outlier, call.bias, call.y.dtype),
     }

@@ -9,6 +9,8 @@ before:
     %dequantize : f32[4, 32] = int8pass.dequantize(%int8_mm, %scale_per_token, %w_scale, %outlier_mm, %bias, float32)
 after:
     %cpu_int8_linear : f32[4, 32] = int8pass.cpu_int8_linear(%x, %w_packed, %w_offset, %w_scale, %bias, %w, ...)
+or, by the range of a profile (activations="static"):
+    %cpu_static_linear : f32[4, 32] = int8pass.cpu_static_linear(%x, %w_packed, %w_offset, %w_scale, %bias, %w, ...)
 or, where %x has several readers:
     %cpu_quantize : (u8[4, 64], f32[4], bool[64]) = int8pass.cpu_quantize(%x, 6.0, False)
     %getitem : u8[4, 64] = getitem(%cpu_quantize, 0)
@@ -27,6 +29,9 @@ from int8pass.graph import insert, replace, value_of
 from int8pass.kernels.cpu import fused
 from int8pass.program import Program
 
+# a static zero point other than 0 goes with dequantize_asymmetric, which is not matched
+_QUANTIZE = (ops.quantize_per_token, ops.quantize_static)
+
 
 @dataclass(frozen=True)
 class Match:
@@ -37,6 +42,11 @@ class Match:
     codes: fx.Node
     mask: fx.Node | None
     weight: fx.Node | None
+
+    @property
+    def static(self) -> bool:
+        """Whether the scale is that of a profile's range."""
+        return self.quantize.target is ops.quantize_static
 
     @property
     def x(self) -> fx.Node:
@@ -68,30 +78,44 @@ def _match(program: Program, node: fx.Node) -> Match | None:
     reads_codes_alone = all(user.target in (ops.int8_mm, ops.outlier_mm) for user in codes.users)
     if codes.name not in program.weight_inputs or not reads_codes_alone:
         return None
-    if value_of(codes).shape[1] > fused.LARGEST_K or quantize.target is not ops.quantize_per_token:
+    if value_of(codes).shape[1] > fused.LARGEST_K or quantize.target not in _QUANTIZE:
         return None
-    mask = quantize.args[2]
+    mask = quantize.args[-1]
     weight = outlier.args[2] if outlier is not None and outlier.args[2] is not codes else None
     return Match(node, quantize, codes, mask, weight)
 
 
 def _quantize(match: Match) -> tuple[fx.Node, ...]:
-    threshold, per_token, columns = _outlier_rule(match)
-    result = insert(match.quantize, fused.cpu_quantize, match.x, threshold, per_token, *columns)
+    if match.static:
+        result = insert(match.quantize, fused.cpu_quantize_static, match.x, *_static_rule(match))
+    else:
+        threshold, per_token, columns = _outlier_rule(match)
+        result = insert(match.quantize, fused.cpu_quantize, match.x, threshold, per_token, *columns)
     return tuple(insert(match.quantize, operator.getitem, result, index) for index in range(3))
 
 
 def _linear(program: Program, match: Match, quantized: tuple[fx.Node, ...]) -> fx.Node:
-    node, op = match.dequantize, fused.cpu_linear if quantized else fused.cpu_int8_linear
+    node = match.dequantize
     *_, w_scale, _, bias, dtype = node.args
     expression = program.weight_inputs[match.codes.name].expression
     packed, offset = (program.weight_input(expression, part) for part in ("packed", "offset"))
     cache = None if match.weight is None else program.weight_input(expression, "column_cache")
     threshold, per_token, columns = _outlier_rule(match)
+    if match.static and not quantized:
+        return insert(
+            node, fused.cpu_static_linear, match.x, packed, offset, w_scale, bias, match.weight, cache,
+            *_static_rule(match), dtype,
+        )  # fmt: skip
+    op = fused.cpu_linear if quantized else fused.cpu_int8_linear
     return insert(
         node, op, match.x, *quantized, packed, offset, w_scale, bias, match.weight, cache, threshold, per_token, dtype,
         *(() if quantized else columns),
     )  # fmt: skip
+
+
+def _static_rule(match: Match) -> tuple[float, tuple[int, ...]]:
+    """The scale, and the outlier columns."""
+    return match.quantize.args[1], () if match.mask is None else match.mask.args[1]
 
 
 def _outlier_rule(match: Match) -> tuple[float, bool, tuple[tuple[int, ...], ...]]:
