@@ -48,6 +48,15 @@ NoSkipModulesDefault = Annotated[
     ),
 ]
 
+BreakEven = Annotated[
+    str,
+    typer.Option(
+        "--break-even",
+        metavar="CHOICE",
+        help="'measured': also leave in float what int8 would make slower on this machine; 'off': do not look.",
+    ),
+]
+
 
 def config_of(
     threshold: float | None,
@@ -58,6 +67,7 @@ def config_of(
     dump_dir: str | None = None,
     profile: Path | None = None,
     scheme: str = DEFAULT.name,
+    break_even: str = "off",
 ) -> Int8MixedConfig:
     """The options that these arguments give. Raises ConfigError, ProfileError."""
     return Int8MixedConfig(
@@ -69,4 +79,5 @@ def config_of(
         skip_modules_default=not no_skip_modules_default,
         dump_dir=dump_dir,
         profile=profile,
+        break_even=break_even,
     )

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from int8pass.arguments import (
+    BreakEven,
     Model,
     NoSkipModulesDefault,
     Outliers,
@@ -23,13 +24,14 @@ from int8pass.arguments import (
 )
 from int8pass.bench.commands import bench
 from int8pass.errors import ConfigError, Int8PassError
+from int8pass.experiments.command import sweep
 from int8pass.export.commands import calibrate, export
 from int8pass.export.tensorrt.commands import check_command, engine_command
 from int8pass.files import write_text
 from int8pass.inspection.commands import STAGES, debug, diff, dump
 from int8pass.inspection.loading import explain_model
 from int8pass.inspection.report import Report, Row
-from int8pass.quantization.scheme import DEFAULT
+from int8pass.quantization.scheme import DEFAULT, SCHEMES
 
 __all__ = ["STAGES", "app", "main"]
 
@@ -50,6 +52,7 @@ app.command()(debug)
 app.add_typer(export, name="export")
 app.command()(calibrate)
 app.command("check")(check_command)
+app.command()(sweep)
 export.command("engine")(engine_command)
 
 
@@ -80,20 +83,32 @@ def report(
     timings: Annotated[
         bool, typer.Option("--timings", help="Time each Linear, in int8 part by part and in float.")
     ] = False,
+    schemes: Annotated[
+        bool, typer.Option("--schemes", help="Also print the error that each scheme would make in each Linear.")
+    ] = False,
     scheme: SchemeName = DEFAULT.name,
     threshold: Threshold = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
+    break_even: BreakEven = "off",
 ) -> None:
     """Run MODEL once in float and print what int8 would do to each of its Linears: decision, outliers, SNR, bytes."""
     if json not in (None, "-") and Path(json).exists() and not Path(json).is_file():
         raise ConfigError(f"--json {json}: not a file; '--json -' writes to the output")
     if html is not None and html.is_dir():
         raise ConfigError(f"--html {html}: a folder; name the file to write")
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, scheme=scheme)
-    result = explain_model(model, config, timings)
+    config = config_of(
+        threshold,
+        outliers,
+        outlier_weights,
+        skip_modules,
+        no_skip_modules_default,
+        scheme=scheme,
+        break_even=break_even,
+    )
+    result = explain_model(model, config, timings, tuple(SCHEMES) if schemes else ())
     if html is not None:
         result.to_html(html, title=f"int8pass report of {Path(model).name}")
     if json == "-":
@@ -119,8 +134,8 @@ def _print_report(result: Report) -> None:
         typer.echo(str(result))
         return
     console.print(_table(result))
-    summary = str(result).rpartition("\n\n")[2]
-    console.print(summary, highlight=False, markup=False)
+    rest = str(result).partition("\n\n")[2]
+    console.print(rest, highlight=False, markup=False)
 
 
 def _table(result: Report) -> Table:

@@ -102,10 +102,9 @@ def int8_mixed_linear(
 
     x: [..., K]; weight_part: gives a field of the QuantizedWeight by name ("codes", "scale", "code_sums"); bias: [N] or
     None; weight: [N, K] floating for the outlier branch, or None to dequantize its columns. columns: outlier features
-    known beforehand, in place of those that x has; an empty tuple, like threshold 0, means no outlier branch. static:
-    the scale and zero point of x, known beforehand too.
-    Result: [..., N] in `dtype`. With `differentiable` the gradient of x passes through the dequantized weight, and that
-    of bias by plain operations.
+    known beforehand, in place of those that x has, with their weights in 16 bits; an empty tuple, like threshold 0,
+    means no outlier branch. static: the scale and zero point of x, known beforehand too. Result: [..., N] in `dtype`.
+    With `differentiable` the gradient of x passes through the dequantized weight, and that of bias by plain operations.
     """
     source = call(aten.detach.default, x) if differentiable else x
     mask = outlier_mask(call, source, threshold, outliers, columns)
@@ -114,7 +113,9 @@ def int8_mixed_linear(
     sums = call(ops.int8_mm, quantized.codes, codes)
     outlier = None
     if mask is not None:
-        outlier = call(ops.outlier_mm, source, mask, *((codes, scale) if weight is None else (weight,)))
+        in_16_bit = weight is not None and columns is not None
+        weights = (codes, scale) if weight is None else (weight, scale) if in_16_bit else (weight,)
+        outlier = call(ops.outlier_mm, source, mask, *weights)
     if not differentiable:
         return dequantize(call, sums, quantized, weight_part, outlier, bias, dtype)
     y = dequantize(call, sums, quantized, weight_part, outlier, None, torch.float32)

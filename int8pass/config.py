@@ -35,12 +35,14 @@ class Int8MixedConfig:
     outlier_weights: what the outlier branch multiplies with: "original" 16/32-bit columns, or columns "dequantized"
         from int8. None resolves to "original", and with free_weights to "dequantized".
     profile: a Profile of `int8pass.calibrate`, or the path of one: the outlier columns of each Linear are those that it
-        names, whatever x holds. Checked against the model: ProfileError names the first layer that differs.
+        names, whatever x holds, and their "original" weights count in 16 bits. Checked against the model: ProfileError
+        names the first layer that differs.
     skip_modules: names relative to the compiled module; a dotted name means it and all below it, `*` makes a glob,
         `re:` a regular expression matched from the start of the name.
     skip_modules_default: also skip `lm_head` and every weight tied to an embedding.
     free_weights: release each float weight once it is quantized; reading it later raises FreedWeightError.
-    break_even: "off", or "measured" (not available yet) to leave alone what int8 would make slower.
+    break_even: "off", or "measured" to leave alone what int8 would make slower: each Linear is timed once, as it is
+        lowered, at the rows of the call that is compiled for; times are kept in the user's cache folder.
     lowering: "inductor", or "eager" to run the ops as they are.
     mode: Inductor's mode, since torch.compile takes either mode or options.
     inductor: options passed on to Inductor.
@@ -104,8 +106,6 @@ class Int8MixedConfig:
             if not isinstance(self.dump_dir, str | os.PathLike):
                 raise ConfigError(f"dump_dir must be a path, not {self.dump_dir!r}")
             object.__setattr__(self, "dump_dir", str(self.dump_dir))
-        if self.break_even == "measured":
-            raise ConfigError("break_even='measured' is not available yet; leave it 'off'")
         if self.free_weights and self.outlier_weights == "original":
             raise ConfigError(
                 "outlier_weights='original' needs the float weights that free_weights=True releases; "
@@ -161,6 +161,30 @@ class Int8MixedConfig:
             raise ConfigError(
                 f"scheme {self.scheme.name!r} has no outlier branch, which {' and '.join(useless)} would need: take "
                 f"scheme {names}, or leave out {' and '.join(useless)}"
+            )
+
+    def with_scheme(self, scheme: str | Scheme, threshold: float | None = None) -> "Int8MixedConfig":
+        """These options under another scheme. threshold: None keeps this one, or takes the scheme's own for 0.0.
+
+        Where the scheme has no outlier branch, the options that only such a branch reads go back to their defaults, and
+        so does `activations`, whose ranges leave outliers out.
+        """
+        chosen = scheme_named(scheme)
+        if not chosen.decomposition:
+            defaults = dict(
+                threshold=None, outliers="column", outlier_weights=None, profile=None, activations="dynamic"
+            )
+            return dataclasses.replace(self, scheme=chosen, **defaults)
+        kept = threshold if threshold is not None else self.threshold or None
+        return dataclasses.replace(self, scheme=chosen, threshold=kept)
+
+    def require_break_even_off(self, what: str) -> None:
+        """Raise ConfigError for what cannot tell how fast its Linears will be."""
+        if self.break_even != "off":
+            raise ConfigError(
+                f"break_even='measured' times Linears as torch.compile lowers them, and what {what} makes may run "
+                "elsewhere: leave it 'off', and put what is slower into skip_modules (`int8pass report --break-even "
+                "measured` names it)"
             )
 
     @property

@@ -36,6 +36,7 @@ def convert(
     Raises CaptureError where example inputs are missing or torch.export fails; ConfigError.
     """
     config = Int8MixedConfig.from_options(options)
+    config.require_break_even_off("convert")
     exported = as_exported(model_or_program, args, kwargs, dynamic_shapes)
     program = pipeline.run(program_from_exported(exported, config), Dump.for_config(config.dump_dir))
     warn_where_nothing_happened(program)

@@ -9,38 +9,44 @@ from pathlib import Path
 
 from int8pass.errors import OutputError
 
+_CACHE_VARIABLE = "INT8PASS_CACHE_DIR"
+
+
+def cache_folder() -> Path:
+    """Where what is made once for this machine is kept: compiled kernels, measured times."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "int8pass"
+    return Path(os.environ.get(_CACHE_VARIABLE) or default)
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to `path`, replacing the file at once."""
+    """Write UTF-8 text to `path`, as `write_bytes` does. Raises OutputError."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write bytes to `path`, replacing the file at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write bytes to `path`, replacing the file at once and making folders that are missing. Raises OutputError."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are readable by their owner only
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    with staged(path) as folder:
+        (folder / path.name).write_bytes(content)
 
 
 def require_writable(path: Path) -> None:
     """Raise OutputError, before any work is done, where a file could not be written to `path`."""
     folder = path.parent
-    if path.is_dir():
-        raise OutputError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
-    if not folder.is_dir():
-        raise OutputError(f"cannot write {str(path)!r}: there is no folder {str(folder)!r}; make it first")
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if path.is_dir():
+            reason = "it is a folder; name a file in it"
+        elif not folder.is_dir():
+            reason = f"there is no folder {str(folder)!r}; make it first"
+        else:
+            with tempfile.TemporaryFile(dir=folder):
+                return
     except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise _cannot_write(path, error) from error
+    raise OutputError(f"cannot write {str(path)!r}: {reason}")
 
 
 @contextlib.contextmanager
@@ -53,16 +59,20 @@ def staged(path: Path) -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise _cannot_write(path, error) from error
     try:
         yield folder
         for file in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
             os.chmod(file, 0o666 & ~_umask())
             os.replace(file, path.parent / file.name)
     except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {str(path)!r}: {error.strerror or error}")
 
 
 def _umask() -> int:

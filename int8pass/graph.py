@@ -98,10 +98,15 @@ def insert(like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     with graph.inserting_before(like):
         node = graph.create_node("call_function", target, args, kwargs, name=_base_name(target))
     keep_provenance(node, like)
-    compute = shape_function(target) or target
-    with fake_mode_of(args), torch.no_grad():
-        node.meta["val"] = compute(*map_arg(args, value_of), **map_arg(kwargs, value_of))
+    compute_value(node)
     return node
+
+
+def compute_value(node: fx.Node) -> None:
+    """Give a call its fake value, from those of its arguments."""
+    compute = shape_function(node.target) or node.target
+    with fake_mode_of(node.args), torch.no_grad():
+        node.meta["val"] = compute(*map_arg(node.args, value_of), **map_arg(node.kwargs, value_of))
 
 
 def keep_provenance(node: fx.Node, original: fx.Node) -> None:

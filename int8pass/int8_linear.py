@@ -156,6 +156,7 @@ def quantize_(model: nn.Module, *, options: Mapping[str, Any] | Int8MixedConfig 
     Int8Linear.from_linear), or outlier_weights="original" is asked for, since no float weight is kept.
     """
     config = Int8MixedConfig.from_options(options)
+    config.require_break_even_off("quantize_")
     if config.outlier_weights == "original":
         raise ConfigError("quantize_ keeps no float weights, so outlier_weights='original' is not possible here")
     if config.activations == "static":

@@ -212,7 +212,7 @@ def _int8_mm_fake(x_q, w_q):
 int8_mm = _define("int8_mm(Tensor x_q, Tensor w_q) -> Tensor", _int8_mm_fake, _int8_mm)
 
 
-# --- outlier_mm: x[:, O] @ W[:, O].T in float32; with w_scale, w holds int8 codes
+# --- outlier_mm: x[:, O] @ W[:, O].T in float32; with w_scale, w holds int8 codes, or is floating and read in 16 bits
 
 
 def _outlier_mm(x, mask, w, w_scale=None):
@@ -275,15 +275,30 @@ dequantize_asymmetric = _define(
 DECOMPOSITIONS[dequantize_asymmetric] = _dequantize_asymmetric
 
 
-# --- scaled_int8_mm: int8_mm and dequantize in one, as files hold it; w_q: int8[K, N], inputs first
+# --- pad_features: x in float32 with zeros behind its K features, up to `features`
+
+
+def _pad_features(x, features):
+    return torch.nn.functional.pad(x.float(), (0, features - x.shape[-1])).contiguous()
+
+
+def _pad_features_fake(x, features):
+    return x.new_empty((*x.shape[:-1], features), dtype=torch.float32)
+
+
+pad_features = _define("pad_features(Tensor x, int features) -> Tensor", _pad_features_fake, _pad_features)
+
+
+# --- scaled_int8_mm: int8_mm and dequantize in one, as files hold it; w_q: int8[K, N or more], inputs first
 
 
 def _scaled_int8_mm(x_q, x_scale, w_q, w_scale, outlier, bias, dtype):
-    return _dequantize(_int8_mm(x_q, w_q.t()), x_scale, w_scale, outlier, bias, dtype)
+    sums = _int8_mm(x_q, w_q[:, : w_scale.shape[0]].t())
+    return _dequantize(sums, x_scale, w_scale, outlier, bias, dtype)
 
 
 def _scaled_int8_mm_fake(x_q, x_scale, w_q, w_scale, outlier, bias, dtype):
-    return x_q.new_empty((*x_q.shape[:-1], w_q.shape[1]), dtype=dtype)
+    return x_q.new_empty((*x_q.shape[:-1], w_scale.shape[0]), dtype=dtype)
 
 
 scaled_int8_mm = _define(
@@ -294,15 +309,15 @@ scaled_int8_mm = _define(
 )
 
 
-# --- gathered_mm: outlier_mm over a weight that lies inputs first; w_q: int8[K, N]
+# --- gathered_mm: outlier_mm over a weight that lies inputs first; w_q: int8[K, N or more]
 
 
 def _gathered_mm(x, mask, w_q, w_scale):
-    return _outlier_mm(x, mask, w_q.t(), w_scale)
+    return _outlier_mm(x, mask, w_q[:, : w_scale.shape[0]].t(), w_scale)
 
 
 def _gathered_mm_fake(x, mask, w_q, w_scale):
-    return x.new_empty((*x.shape[:-1], w_q.shape[1]), dtype=torch.float32)
+    return x.new_empty((*x.shape[:-1], w_scale.shape[0]), dtype=torch.float32)
 
 
 gathered_mm = _define(
@@ -310,25 +325,27 @@ gathered_mm = _define(
 )
 
 
-# --- column_mm: x[:, columns] @ w + bias in float32, for columns known beforehand; w: [J, N] floating
+# --- column_mm: x[:, columns] @ (w * w_scale) + bias in float32, for columns known beforehand; w: [J, N] 16-bit
 
 
-def _column_mm(x, columns, w, bias=None):
+def _column_mm(x, columns, w, w_scale=None, bias=None):
     features = x.reshape(-1, x.shape[-1])[:, list(columns)].float()
     result = torch.zeros((features.shape[0], w.shape[1]), device=x.device)
     # in place is not autocast, so an enclosing autocast region cannot round the product
-    result.addmm_(features, w.float())
+    result.addmm_(features, w.float() if w_scale is None else w.float() * w_scale)
     if bias is not None:
         result += bias.float()
     return result.reshape(*x.shape[:-1], w.shape[1])
 
 
-def _column_mm_fake(x, columns, w, bias=None):
+def _column_mm_fake(x, columns, w, w_scale=None, bias=None):
     return x.new_empty((*x.shape[:-1], w.shape[1]), dtype=torch.float32)
 
 
 column_mm = _define(
-    "column_mm(Tensor x, int[] columns, Tensor w, Tensor? bias=None) -> Tensor", _column_mm_fake, _column_mm
+    "column_mm(Tensor x, int[] columns, Tensor w, Tensor? w_scale=None, Tensor? bias=None) -> Tensor",
+    _column_mm_fake,
+    _column_mm,
 )
 
 

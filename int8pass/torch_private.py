@@ -140,6 +140,27 @@ def is_tracing() -> bool:
     return torch._guards.TracingContext.try_get() is not None
 
 
+def size_hint(size: int | torch.SymInt) -> int | None:
+    """The value that a dynamic size has in the call that is compiled for; None where it depends on data.
+
+    Why private: `int(size)` would make the graph one for this size alone.
+    """
+    return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def fake_tensor_mode() -> torch._subclasses.FakeTensorMode:
+    """A mode of fake tensors of its own. Why private: graphs that no front end captured have no public way to one."""
+    return torch._subclasses.FakeTensorMode()
+
+
+def outside_of_tracing() -> contextlib.AbstractContextManager:
+    """A block whose compilations do not see the one that is under way.
+
+    Why private: AOTAutograd looks for a tracing context, and would take fake tensors and inputs of that one.
+    """
+    return torch._guards.tracing(None)
+
+
 def _callers() -> Iterator[object]:
     frame = sys._getframe()
     while frame is not None:

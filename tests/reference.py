@@ -12,6 +12,7 @@ INT8_MAX = 127
 FLOAT32 = np.finfo(np.float32)
 OUTLIERS = ("column", "token")
 OUTLIER_WEIGHTS = ("original", "dequantized")
+PROFILE_WEIGHTS = "float16"
 
 
 def check_choice(name, value, choices):
@@ -66,6 +67,13 @@ def quantize_weight(w):
     return _quantize_rows(np.asarray(w, np.float32))
 
 
+def float16_weight(w):
+    """w[N, K], float32, rounded to float16 in units of its scales: float64[N, K]."""
+    _, scale = quantize_weight(w)
+    unit = np.where(scale > 0, scale, np.float32(1))[:, None]
+    return (np.asarray(w, np.float32) / unit).astype(np.float16).astype(np.float64) * unit
+
+
 def _products(x, w):
     """x[M, K] @ w[N, K].T and the same sum of absolute terms, both float64[M, N]."""
     x, w = x.astype(np.float64), w.astype(np.float64)
@@ -92,20 +100,24 @@ def linear(
 ):
     """The LLM.int8() Linear of x[M, K] with w[N, K] and bias[N] (section 3.2, Eq. 8).
 
-    outlier_weights is "original" (the paper) or "dequantized" (rebuilt from the codes of w).
+    outlier_weights is "original" (the paper), "dequantized" (rebuilt from the codes of w), or "float16"
+    (rounded to it in units of w's scale, as a profile's columns of a float32 weight are).
     codes, a pair of int8[M, K] and float32[M], replaces the codes and scale computed from x; its
     codes are 0 at the outliers of x. mask replaces the outlier mask of x.
     Returns y float64[M, N] and magnitude float64[M, N], the sum of the absolute terms of y.
     """
-    check_choice("outlier_weights", outlier_weights, OUTLIER_WEIGHTS)
+    check_choice("outlier_weights", outlier_weights, (*OUTLIER_WEIGHTS, PROFILE_WEIGHTS))
     x = np.asarray(x, np.float32)
     x_codes, x_scale, mask = quantize_activation(x, threshold, outliers, mask)
     if codes is not None:
         x_codes, x_scale = codes
     w_codes, w_scale = quantize_weight(w)
     x_scale, w_scale = x_scale[:, None].astype(np.float64), w_scale.astype(np.float64)
-    dequantized = outlier_weights == "dequantized"
-    weight = w_codes * w_scale[:, None] if dequantized else np.asarray(w, np.float64)
+    weight = np.asarray(w, np.float64)
+    if outlier_weights == "dequantized":
+        weight = w_codes * w_scale[:, None]
+    elif outlier_weights == PROFILE_WEIGHTS:
+        weight = float16_weight(w)
     bias = np.asarray(0.0 if bias is None else bias, np.float64)
 
     with np.errstate(all="ignore"):

@@ -173,6 +173,7 @@ def test_opcheck(shape, dtype, outliers):
         (ops.int8_mm, (x_codes, w_q)),
         (ops.outlier_mm, (x, mask, w)),
         (ops.outlier_mm, (x, mask, w_q, w_scale)),
+        (ops.outlier_mm, (x, mask, w, w_scale)),
         (ops.dequantize, (sums, scale, w_scale, outlier, bias, dtype)),
         (ops.dequantize, (sums, scale, w_scale, None, None, dtype)),
     )
@@ -229,8 +230,11 @@ def test_ops_of_files_are_those_of_the_graph(shape, dtype, columns):
     x_codes = ops.quantize_per_token(x, scale, mask)
     outlier = ops.outlier_mm(x, mask, w)
     torch.testing.assert_close(ops.column_mm(x, columns, w[:, list(columns)].t()), outlier, rtol=1e-6, atol=1e-6)
-    with_bias = ops.column_mm(x, columns, w[:, list(columns)].t(), bias)
+    with_bias = ops.column_mm(x, columns, w[:, list(columns)].t(), None, bias)
     torch.testing.assert_close(with_bias, outlier + bias.float(), rtol=1e-6, atol=1e-6)
+    rows = w_q[:, list(columns)].t().to(torch.float16)
+    dequantized = ops.outlier_mm(x, mask, w_q, w_scale)
+    torch.testing.assert_close(ops.column_mm(x, columns, rows, w_scale), dequantized, rtol=1e-6, atol=1e-6)
     first = w_q.t().contiguous()
     assert torch.equal(ops.gathered_mm(x, mask, first, w_scale), ops.outlier_mm(x, mask, w_q, w_scale))
     expected = ops.dequantize(ops.int8_mm(x_codes, w_q), scale, w_scale, outlier, bias, dtype)
@@ -243,6 +247,9 @@ def test_opcheck_of_the_ops_of_files():
     scale = ops.scale_per_token(x, mask)
     x_codes = ops.quantize_per_token(x, scale, mask)
     torch.library.opcheck(ops.column_mask, (x, (2, 3)))
-    torch.library.opcheck(ops.column_mm, (x, (2, 3), torch.randn(2, N), torch.randn(N)))
+    torch.library.opcheck(ops.column_mm, (x, (2, 3), torch.randn(2, N).half(), torch.rand(N), torch.randn(N)))
     torch.library.opcheck(ops.gathered_mm, (x, mask, w_q, torch.rand(N)))
+    torch.library.opcheck(ops.gathered_mm, (x, mask, w_q, torch.rand(N - 1)))
+    torch.library.opcheck(ops.pad_features, (x, 32))
+    torch.library.opcheck(ops.pad_features, (x, K))
     torch.library.opcheck(ops.scaled_int8_mm, (x_codes, scale, w_q, torch.rand(N), None, None, torch.float16))

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SET_UP = "pip install "  # .ci/run types these
 SLOW = "python examples/quickstart.py"  # with --quick here
-ELSEWHERE = "python examples/export_onnx.py"  # tests/test_examples.py runs it, with --quick
+# tests/test_examples.py and tests/experiments run these, with --quick
+ELSEWHERE = tuple(f"python examples/{name}.py" for name in ("export_onnx", "paper_table1", "outlier_atlas"))
 
 
 def blocks(language):
@@ -62,10 +63,11 @@ def test_the_graphs_shown_are_the_graphs_dumped(python_result, folder):
         assert (folder / "graphs" / "graph-000" / f"{stage}.txt").read_text(encoding="utf-8") in shown
 
 
-@pytest.mark.parametrize("line", [line for line in shell_lines() if not line.startswith((SET_UP, ELSEWHERE))])
+@pytest.mark.parametrize("line", [line for line in shell_lines() if not line.startswith((SET_UP, *ELSEWHERE))])
 def test_shell_line_runs(line, python_result, folder):
     quick = line if "--quick" in line else line.replace(SLOW, f"{SLOW} --quick")
     flags = re.sub(r" --(compare|outliers)\b", "", quick)  # minutes of Inductor each
+    flags = re.sub(r"(int8pass sweep \S+).*", r"\1 --lowering eager --rounds 1 --schemes absmax", flags)
     flags = re.sub(r"compile_time$", "compile_time --rounds 1 --layers 1", flags)
     flags = re.sub(r"bench\.memory$", "bench.memory --gigabytes 0.2 --only 'float32, eager'", flags)
     flags = re.sub(r"(int8pass bench \w+).*", r"\1 --quick --peers 'float32-eager'", flags)

@@ -269,3 +269,42 @@ def test_inductor_compile_applies_options():
     torch._dynamo.reset()
     with pytest.raises(Exception, match="no_such_option"):
         torch.compile(nn.Linear(4, 4), backend=backend)(torch.randn(2, 4))
+
+
+def test_size_hint_is_the_size_of_the_call_that_is_compiled_for():
+    hints = []
+
+    def backend(graph_module, example_inputs):
+        (x, *_) = [node.meta["example_value"] for node in graph_module.graph.nodes if node.name == "l_x_"]
+        hints.append([(type(size), torch_private.size_hint(size)) for size in x.shape])
+        return graph_module.forward
+
+    torch._dynamo.reset()
+    run = torch.compile(lambda x: x * 2, backend=backend, dynamic=True)
+    for rows in (5, 7):  # a hint that became a guard would compile a second graph
+        run(torch.randn(rows, 3, 2)[:, :, :2])
+    assert [[hint for _, hint in sizes] for sizes in hints] == [[5, 3, 2]]
+    assert hints[0][0][0] is torch.SymInt
+
+
+def test_fake_tensor_mode_makes_fakes_of_real_tensors():
+    mode = torch_private.fake_tensor_mode()
+    fake = mode.from_tensor(torch.ones(2, 3))
+    with mode:
+        made = torch.empty(4)
+    assert fake.fake_mode is made.fake_mode is mode and (fake @ mode.from_tensor(torch.ones(3, 4))).shape == (2, 4)
+
+
+def test_outside_of_tracing_hides_the_compilation_that_is_under_way():
+    seen = []
+
+    def backend(graph_module, example_inputs):
+        seen.append(torch_private.is_tracing())
+        with torch_private.outside_of_tracing():
+            seen.append(torch_private.is_tracing())
+        seen.append(torch_private.is_tracing())
+        return graph_module.forward
+
+    torch._dynamo.reset()
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    assert seen == [True, False, True]

@@ -124,8 +124,18 @@ class TorchDecoder:
         _rewind(self._caches[1], length)
 
     def _run(self, ids: Tensor) -> Tensor:
-        arguments = {self._cache_argument: self._caches[ids.shape[0]], "use_cache": True, "logits_to_keep": 1}
+        cache = self._caches[ids.shape[0]]
+        arguments = {self._cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
+        if self._model.config.model_type == "opt":
+            arguments |= _positions(cache, ids)
         return self._model(input_ids=ids, **arguments).logits[:, -1]
+
+
+def _positions(cache: Any, ids: Tensor) -> dict[str, Tensor]:
+    """OPT would make a mask as long as the cache is full, to count positions: a shape that depends on data."""
+    positions = cache.layers[0].cumulative_length + torch.arange(ids.shape[1])
+    places = torch.arange(LENGTH + NEW_TOKENS).expand(ids.shape[0], -1)
+    return {"position_ids": positions.expand_as(ids), "attention_mask": (places <= positions[-1]).long()}
 
 
 def _static_cache(model: nn.Module, batch: int) -> Any:

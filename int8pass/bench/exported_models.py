@@ -29,13 +29,14 @@ class _LastLogits(nn.Module):
 
 
 class _LastHidden(nn.Module):
-    """A transformers encoder as a function of named tensors: float32[B, S, H]."""
+    """A BERT encoder as a function of what its tokenizer gives: float32[B, S, H]."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, **tokens):
+    def forward(self, input_ids, token_type_ids, attention_mask):
+        tokens = {"input_ids": input_ids, "token_type_ids": token_type_ids, "attention_mask": attention_mask}
         return self.model(**tokens).last_hidden_state
 
 
@@ -62,7 +63,7 @@ class Decoder:
 def encoder(kind: str, model: nn.Module, threads: int, tokens: Mapping[str, Tensor]) -> Callable:
     """A function of keyword tensors like the model, for any batch and length; `tokens` are an example."""
     dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in tokens}
-    run = _engine(kind, _LastHidden(model), tokens, {"tokens": dynamic}, threads)
+    run = _engine(kind, _LastHidden(model), tokens, dynamic, threads)
 
     def call(**given: Tensor) -> SimpleNamespace:
         hidden = run({name: tensor.numpy() for name, tensor in given.items()})

@@ -74,6 +74,29 @@ def example() -> tuple[nn.Module, tuple, Tokens]:
     return lm.model, (), lm.tokens(sentences(BATCH_SIZE))
 
 
+class Embedder(nn.Module):
+    """The model with its pooling: keyword arguments of `MiniLM.tokens` -> embeddings float32[B, 384] of length 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, attention_mask: Tensor, **tokens: Tensor) -> Tensor:
+        hidden = self.model(attention_mask=attention_mask, **tokens).last_hidden_state
+        return nn.functional.normalize(_mean_pool(hidden, attention_mask), dim=1)
+
+
+def embedder() -> tuple[nn.Module, tuple, Tokens]:
+    """The embeddings as a model: `int8pass sweep int8pass.bench.minilm:embedder`."""
+    model, args, tokens = example()
+    return Embedder(model), args, tokens
+
+
+def batches() -> list[Tokens]:
+    """128 sentences in batches of 16: `--batches int8pass.bench.minilm:batches`."""
+    return load().batches(sentences())
+
+
 def sentences(count: int = 128) -> list[str]:
     """The first `count` sentences of SOURCE_MODULES, without repeats. Raises ValueError where there are fewer."""
     turns = itertools.zip_longest(*map(_module_sentences, SOURCE_MODULES))

@@ -80,6 +80,7 @@ _LLAMA_CPP = Runtime(
     lambda model, threads, batch: llama_cpp_q8.LlamaDecoder(model, threads, batch, LENGTH + NEW_TOKENS),
     _llama_cpp_encoder,
 )
+_HEAD = {**INT8MIXED, "options": {"skip_modules_default": False}}
 _FREE = {**INT8MIXED, "options": {"free_weights": True}}
 _BF16 = {"change": nn.Module.bfloat16, "copy_weights": True}
 
@@ -94,7 +95,8 @@ CONTESTANTS = (
     ModelContestant("bfloat16-eager", "the model in bfloat16", **_BF16),
     ModelContestant("bfloat16-inductor", "the model in bfloat16, torch.compile", compile={}, **_BF16),
     ModelContestant("int8mixed", "this package on the float32 model", compile=INT8MIXED),
-    ModelContestant("int8mixed-free", "the same with free_weights=True", compile=_FREE, copy_weights=True),
+    ModelContestant("int8mixed-free", "this package, free_weights=True", compile=_FREE, copy_weights=True),
+    ModelContestant("int8mixed-head", "this package, a decoder's head in int8 too", compile=_HEAD),
     ModelContestant("int8mixed-bfloat16", "this package on the bfloat16 model", compile=INT8MIXED, **_BF16),
     ModelContestant("bitsandbytes", "Linear8bitLt(threshold=6.0), eager", **_quantized(quantizers.bitsandbytes)),
     ModelContestant(

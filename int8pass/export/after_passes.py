@@ -46,10 +46,10 @@ def _drop_squeezed_and_unsqueezed(graph: ir.Graph) -> int:
 
 
 def _lazy(name: str, weight: StreamedWeight) -> ir.LazyTensor:
-    """int8[K, N], computed each time that it is read and not kept."""
+    """int8 codes, inputs first, computed each time that they are read and not kept."""
     return ir.LazyTensor(
         lambda: ir.tensor(weight.compute().numpy(), name=name),
         dtype=ir.DataType.INT8,
-        shape=ir.Shape(weight.shape[::-1]),
+        shape=ir.Shape(weight.stored_shape),
         name=name,
     )

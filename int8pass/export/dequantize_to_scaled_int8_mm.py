@@ -9,14 +9,14 @@ after:
     %scaled_int8_mm : f32[4, 32] = int8pass.scaled_int8_mm(%quantize_per_token, %scale_per_token,
         %weight_inputs_first, %weight_scale, %gathered_mm, %bias, float32)
 and where the mask is a `column_mask`, of calibrated columns, in place of %gathered_mm and %bias:
-    %column_mm : f32[4, 32] = int8pass.column_mm(%x, (3, 7), %weight_columns, %bias)
+    %column_mm : f32[4, 32] = int8pass.column_mm(%x, (3, 7), %weight_columns, %weight_scale, %bias)
 """
 
 import torch
 from torch import fx
 
 from int8pass import ops
-from int8pass.export.streamed_program import StreamedProgram
+from int8pass.export.streamed_program import StreamedProgram, inputs_first
 from int8pass.graph import insert, replace, value_of
 
 _Weight = tuple[fx.Node, fx.Node]  # codes int8[K, N], scale float32[N]
@@ -48,8 +48,8 @@ def _inputs_first(
         expression = program.weight_inputs[codes.name].expression
         return program.weight_input(expression, "inputs_first"), program.weight_input(expression, "scale")
     if codes not in int8_linears:
-        first = program.add_constant(f"{codes.name}_inputs_first", program.tensors[codes.name].tensor.t().contiguous())
-        int8_linears[codes] = (first, scale)
+        transposed = inputs_first(program.tensors[codes.name].tensor, program.multiple)
+        int8_linears[codes] = (program.add_constant(f"{codes.name}_inputs_first", transposed), scale)
     return int8_linears[codes]
 
 
@@ -61,6 +61,8 @@ def _outlier_part(
         return insert(node, ops.gathered_mm, x, mask, *weight)
     columns = tuple(mask.args[1])
     expression = program.weight_inputs[codes.name].expression
-    rows = program.quantized(expression).columns(columns, original=value_of(columns_of).dtype is not torch.int8)
+    original = value_of(columns_of).dtype is not torch.int8
+    rows, in_units_of_scale = program.quantized(expression).columns(columns, original)
     constant = program.add_constant(f"{program.source(expression).name}_columns", rows)
-    return insert(node, ops.column_mm, x, columns, constant, node.args[4])
+    unit = weight[1] if in_units_of_scale else None
+    return insert(node, ops.column_mm, x, columns, constant, unit, node.args[4])

@@ -7,11 +7,11 @@ import json
 
 import onnx_ir as ir
 import torch
+from torch import Tensor
 
 from int8pass.export.streamed_program import StreamedProgram
 from int8pass.export.targets import Target
 from int8pass.program import Program
-from int8pass.quantization.profile import weight_fingerprint
 
 SCHEMA_VERSION = 1
 PREFIX = "int8pass."
@@ -34,9 +34,19 @@ def describe(model: ir.Model, program: StreamedProgram, target: Target) -> None:
 
 
 def weights_hash(program: Program) -> str:
-    """SHA-256 over names, shapes, dtypes and sampled values of all parameters and buffers of the source model."""
+    """SHA-256 over the names, dtypes, shapes and all bytes of the source model's parameters and buffers, by name."""
     digest = hashlib.sha256()
+    known: dict[int, str] = {}  # a tied weight is read once
     for source in sorted(program.tensors.values(), key=lambda each: each.name):
-        if isinstance(source.tensor, torch.Tensor):
-            digest.update(f"{source.name} {weight_fingerprint(source.tensor)}\n".encode())
+        if isinstance(source.tensor, Tensor):
+            if id(source.tensor) not in known:
+                known[id(source.tensor)] = tensor_hash(source.tensor)
+            digest.update(f"{source.name} {known[id(source.tensor)]}\n".encode())
+    return digest.hexdigest()
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 over dtype, shape and all bytes of a tensor, row by row whatever its strides."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from int8pass.config import Int8MixedConfig
 from int8pass.convert import as_exported
 from int8pass.errors import ConfigError, ExportError, MissingDependencyError
 from int8pass.export.dequantize_to_scaled_int8_mm import dequantize_to_scaled_int8_mm
+from int8pass.export.pad_quantized_features import pad_quantized_features
 from int8pass.export.runtime import require_one_onnxruntime
 from int8pass.export.streamed_program import StreamedProgram
 from int8pass.export.targets import Target, target_named
@@ -30,7 +31,10 @@ from int8pass.pipeline import Pass
 from int8pass.quantization.scheme import SCHEMES
 
 OUTLIER_COLUMNS = (None, "profile", "runtime")
-PASSES: tuple[Pass, ...] = (Pass("dequantize_to_scaled_int8_mm", dequantize_to_scaled_int8_mm),)
+PASSES: tuple[Pass, ...] = (
+    Pass("dequantize_to_scaled_int8_mm", dequantize_to_scaled_int8_mm),
+    Pass("pad_quantized_features", pad_quantized_features),
+)
 
 
 def export_onnx(
@@ -50,7 +54,7 @@ def export_onnx(
     model_or_program, args, kwargs, dynamic_shapes: as in `convert`. options: see Int8MixedConfig. The file holds each
     weight once, as int8 [K, N] with float32 scales; past 2 GB the weights lie beside it, in `path` + ".data".
     target: "onnxruntime-cpu", "onnxruntime-cuda" (not yet run) or "tensorrt" (not yet run).
-    outlier_columns: "profile", those of options["profile"], as constants with float weight columns; "runtime", found
+    outlier_columns: "profile", those of options["profile"], as constants with 16-bit weight columns; "runtime", found
     in each call as the backend does, with columns dequantized from int8. None: "profile" where options name one.
     threshold 0.0: no outlier branch. opset: of the ONNX standard operators, 18 or later; None: torch.onnx's default.
 
@@ -64,7 +68,7 @@ def export_onnx(
     _require_packages(chosen)
     require_writable(path)
     exported = as_exported(model_or_program, args, kwargs, dynamic_shapes)
-    program = _program(exported, config)
+    program = _program(exported, config, chosen)
     tap = Dump.for_config(config.dump_dir)
     pipeline.run(program, tap)
     warn_where_nothing_happened(program)
@@ -84,6 +88,7 @@ def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: T
     """The options as a file can keep them. Raises ConfigError."""
     if config.activations == "static":
         raise ConfigError("a file finds the ranges of activations in each call: leave activations 'dynamic'")
+    config.require_break_even_off("export_onnx")
     if not config.scheme.has_default_form:
         names = ", ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.has_default_form)
         raise ConfigError(
@@ -137,9 +142,9 @@ def _require_rules(path: Path, target: Target) -> None:
         raise ExportError(f"the file for {target.name} was not written, as it would break rules of it:\n{broken}")
 
 
-def _program(exported: ExportedProgram, config: Int8MixedConfig) -> StreamedProgram:
+def _program(exported: ExportedProgram, config: Int8MixedConfig, target: Target) -> StreamedProgram:
     program = program_from_exported(exported, config)
-    return StreamedProgram(program.graph_module, program.tensors, config)
+    return StreamedProgram(program.graph_module, program.tensors, config, multiple=target.multiple)
 
 
 def _onnx_model(converted: ExportedProgram, program: StreamedProgram, target: Target, opset: int | None) -> Any:
@@ -154,8 +159,9 @@ def _onnx_model(converted: ExportedProgram, program: StreamedProgram, target: Ta
                 custom_translation_table=translations.translations(target),
                 opset_version=opset,
                 verbose=False,
-                optimize=True,
+                optimize=False,
             )
+            _optimize(written, program.constants)
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(f"torch.onnx could not write this model: {_root_cause(error)}") from error
     names = converted.graph_signature.inputs_to_buffers
@@ -166,6 +172,17 @@ def _onnx_model(converted: ExportedProgram, program: StreamedProgram, target: Ta
     }
     after_passes.run(written.model, weights)
     return written.model
+
+
+def _optimize(written: torch.onnx.ONNXProgram, kept: Iterable[str]) -> None:
+    """torch.onnx's own optimizer, which computes what depends on small constants alone; `kept` stay as they are."""
+    initializers = written.model.graph.initializers
+    hidden = {initializers[name]: initializers[name].const_value for name in kept if name in initializers}
+    for value in hidden:
+        value.const_value = None
+    written.optimize()
+    for value, tensor in hidden.items():
+        value.const_value = tensor
 
 
 def _root_cause(error: BaseException) -> str:
@@ -179,13 +196,18 @@ def _root_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.onnx logs that it cannot read annotations of translation functions, and packages that it misses."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """torch.onnx logs that it cannot read annotations of translation functions, and packages that it misses.
+
+    onnx_ir logs each initializer whose value its optimizer does not see.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -15,6 +15,7 @@ class Target:
     are those of LLM.int8(): with step 1 bit for bit, with step 1/127 the products stay within the sum of |w|.
     unsigned: activation codes are uint8 around 128 in place of int8 around 0.
     integer_product: MatMulInteger on the codes in place of a MatMul between DequantizeLinears.
+    multiple: what K and N of the int8 product are padded to a multiple of.
     not_yet_run: True until a file was run on the real thing.
     onnxruntime: the file is for ONNX Runtime.
     runtime_columns: whether it can find outlier columns in each call.
@@ -25,6 +26,7 @@ class Target:
     step: float
     unsigned: bool = False
     integer_product: bool = False
+    multiple: int = 1
     onnxruntime: bool = True
     not_yet_run: bool = False
     runtime_columns: bool = True
@@ -37,8 +39,8 @@ TARGETS = {
         # Fuses DequantizeLinear, MatMul to MatMulIntegerToFloat: with int8 activations on x86 only those that one
         # Linear reads alone, and a float16 region not at all.
         Target("onnxruntime-cpu", step=1.0, unsigned=True),
-        # Runs DequantizeLinear, MatMul in float; its integer product takes int8 by int8 only.
-        Target("onnxruntime-cuda", step=1.0, integer_product=True, not_yet_run=True),
+        # Runs DequantizeLinear, MatMul in float; its integer product takes int8 by int8 only, in multiples of 32.
+        Target("onnxruntime-cuda", step=1.0, integer_product=True, multiple=32, not_yet_run=True),
         # Explicit quantization: one scalar scale, which in float16 must keep the product from overflowing.
         # Nothing but DequantizeLinear reads int8 weights, so no column can be taken from them in a call.
         Target(

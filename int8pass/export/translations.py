@@ -38,8 +38,7 @@ def translations(target: Target) -> dict[OpOverload, Callable]:
         )  # any, not max: a NaN must not hide an outlier
 
     def column_mask(x: ir.Value, columns: Sequence[int]) -> ir.Value:
-        features = x.shape[-1]  # an int, or a symbol that torch.export found to be one: "32"
-        mask = np.zeros(features if isinstance(features, int) else int(features.value), dtype=bool)
+        mask = np.zeros(_size(x, -1), dtype=bool)
         mask[list(columns)] = True
         return _constant(mask)
 
@@ -61,6 +60,10 @@ def translations(target: Target) -> dict[OpOverload, Callable]:
         _, rows = normalised(x, mask)
         return op.QuantizeLinear(rows, _constant(step), _constant(zero_point))
 
+    def pad_features(x: ir.Value, features: int) -> ir.Value:
+        pads = _constant(np.array([0, features - _size(x, -1)], dtype=np.int64))
+        return op.Pad(_float32(x), pads, _constant(np.float32(0)), _constant(_FEATURES))
+
     def scaled_int8_mm(
         x_q: ir.Value,
         x_scale: ir.Value,
@@ -71,7 +74,8 @@ def translations(target: Target) -> dict[OpOverload, Callable]:
         dtype: int,
     ) -> ir.Value:
         if target.integer_product:
-            product = op.Mul(op.Cast(op.MatMulInteger(x_q, w_q), to=ir.DataType.FLOAT), w_scale)
+            sums = _first_outputs(op.MatMulInteger(x_q, w_q), w_q, w_scale)
+            product = op.Mul(op.Cast(sums, to=ir.DataType.FLOAT), w_scale)
         else:
             weight = op.DequantizeLinear(w_q, w_scale, axis=1)
             product = op.MatMul(op.DequantizeLinear(x_q, _constant(step), _constant(zero_point)), weight)
@@ -86,12 +90,20 @@ def translations(target: Target) -> dict[OpOverload, Callable]:
         features = _float32(op.Gather(x, columns, axis=-1), x.dtype)
         if len(mask.shape) > 1:
             features = op.Where(op.Gather(mask, columns, axis=-1), features, _constant(np.float32(0)))
-        weight = op.Mul(op.Cast(op.Gather(w_q, columns, axis=0), to=ir.DataType.FLOAT), w_scale)
+        rows = _first_outputs(op.Gather(w_q, columns, axis=0), w_q, w_scale)
+        weight = op.Mul(op.Cast(rows, to=ir.DataType.FLOAT), w_scale)
         return op.MatMul(features, weight)
 
-    def column_mm(x: ir.Value, columns: Sequence[int], w: ir.Value, bias: ir.Value | None = None) -> ir.Value:
+    def column_mm(
+        x: ir.Value,
+        columns: Sequence[int],
+        w: ir.Value,
+        w_scale: ir.Value | None = None,
+        bias: ir.Value | None = None,
+    ) -> ir.Value:
         positions = _constant(np.array(columns, dtype=np.int64))
         features, weight = _float32(op.Gather(x, positions, axis=-1), x.dtype), _float32(w)
+        weight = weight if w_scale is None else op.Mul(weight, w_scale)
         if bias is not None:  # a row of the weight, for a feature that is 1: one pass over the result less
             pads, one = _constant(np.array([0, 1], dtype=np.int64)), _constant(np.float32(1))
             features = op.Pad(features, pads, one, _constant(_FEATURES))
@@ -103,6 +115,7 @@ def translations(target: Target) -> dict[OpOverload, Callable]:
         ops.column_mask: column_mask,
         ops.scale_per_token: scale_per_token,
         ops.quantize_per_token: quantize_per_token,
+        ops.pad_features: pad_features,
         ops.scaled_int8_mm: scaled_int8_mm,
         ops.gathered_mm: gathered_mm,
         ops.column_mm: column_mm,
@@ -116,6 +129,19 @@ def _constant(value: np.ndarray | np.generic) -> ir.Value:
 def _float32(x: ir.Value, dtype: ir.DataType | None = None) -> ir.Value:
     """x in float32. dtype: that of x, where x is a value that this file made, which has none yet."""
     return x if (dtype or x.dtype) == ir.DataType.FLOAT else op.Cast(x, to=ir.DataType.FLOAT)
+
+
+def _size(x: ir.Value, dimension: int) -> int:
+    size = x.shape[dimension]  # an int, or a symbol that torch.export found to be one: "32"
+    return size if isinstance(size, int) else int(size.value)
+
+
+def _first_outputs(x: ir.Value, w_q: ir.Value, w_scale: ir.Value) -> ir.Value:
+    """x[..., N]: of what was computed from w_q, without the outputs that it is padded with."""
+    outputs = _size(w_scale, 0)
+    if _size(w_q, 1) == outputs:
+        return x
+    return op.Slice(x, _constant(np.array([0])), _constant(np.array([outputs])), _constant(_FEATURES))
 
 
 def _any_row(mask: ir.Value, rank: int) -> ir.Value:

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from int8pass import pipeline
 from int8pass.arguments import (
+    BreakEven,
     Model,
     NoSkipModulesDefault,
     Outliers,
@@ -55,6 +56,7 @@ def dump(
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
+    break_even: BreakEven = "off",
 ) -> None:
     """Run the pass on MODEL and show its graph after every stage."""
     if out is None and stage is None:
@@ -63,7 +65,15 @@ def dump(
         raise ConfigError(f"there is no stage {stage!r}; the stages are: {', '.join(STAGES)}")
     if form not in FORMATS:
         raise ConfigError(f"there is no format {form!r}; the formats are: {', '.join(FORMATS)}")
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, scheme=scheme)
+    config = config_of(
+        threshold,
+        outliers,
+        outlier_weights,
+        skip_modules,
+        no_skip_modules_default,
+        scheme=scheme,
+        break_even=break_even,
+    )
     report = explain_model(model, config)
     if not report.stages:
         typer.echo("the model ran no graph", err=True)

@@ -167,9 +167,7 @@ def _with_decomposition(scheme: Scheme) -> str:
 
 
 def _changed(config: Int8MixedConfig, option: str, value: Any) -> Int8MixedConfig:
-    """The config with one option changed; another scheme has a threshold of its own."""
-    own = {"threshold": None} if option == "scheme" else {}
-    return dataclasses.replace(config, **{option: value, **own})
+    return config.with_scheme(value) if option == "scheme" else dataclasses.replace(config, **{option: value})
 
 
 def _hidden_outliers(call: LinearCall, config: Int8MixedConfig, y: Tensor) -> str:

@@ -1,7 +1,7 @@
 """`explain`: run a model once in float, and measure at each Linear what int8 would do to it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,8 +10,9 @@ from torch.export import ExportedProgram
 from int8pass.config import Int8MixedConfig
 from int8pass.inspection.float_run import FloatGraph, LinearCall, float_runs
 from int8pass.inspection.memory import weight_memory
-from int8pass.inspection.observation import Details, Observation
+from int8pass.inspection.observation import Details, Observation, decibels
 from int8pass.inspection.report import Report, Row
+from int8pass.inspection.scheme_errors import SchemeError, scheme_noise
 from int8pass.inspection.timing import time_linear
 from int8pass.program import Decision
 
@@ -25,6 +26,7 @@ def explain(
     *,
     options: Mapping[str, Any] | Int8MixedConfig | None = None,
     timings: bool = False,
+    schemes: Sequence[str] = (),
 ) -> Report:
     """Return a Report: one row for each Linear-like node that the model runs on `args` and `kwargs`.
 
@@ -32,12 +34,13 @@ def explain(
     changed; bytes are those of torch.compile with these options, free_weights among them, without the outlier columns
     that the fused CPU kernel keeps between calls. An ExportedProgram is run on its own example inputs where none are
     given. options: see Int8MixedConfig. timings: also time each Linear, in int8 and in float, which takes a fraction of
-    a second each. Raises CaptureError, ConfigError.
+    a second each. schemes: names of schemes whose error is measured too, at each Linear. Raises CaptureError,
+    ConfigError.
     """
     config = Int8MixedConfig.from_options(options)
     observed: Observed = {}
     with float_runs(model_or_program, args, kwargs, config) as runs:
-        runs.run(lambda call: _observe(call, observed, config if timings else None))
+        runs.run(lambda call: _observe(call, observed, config if timings else None, schemes))
     read_in_float = {name for graph in runs.graphs for name in graph.read_in_float}
     places = [(graph, decision) for graph in runs.graphs for decision in graph.decisions]
     return Report(
@@ -51,11 +54,12 @@ def explain(
     )
 
 
-def _observe(call: LinearCall, observed: Observed, timed: Int8MixedConfig | None) -> Tensor:
+def _observe(call: LinearCall, observed: Observed, timed: Int8MixedConfig | None, schemes: Sequence[str]) -> Tensor:
     y_int8 = call.int8()
     if y_int8 is not None:
         observation = observed.setdefault((call.graph.number, call.node), Observation())
         observation.add(call, y_int8)
+        observation.scheme_noise.update(scheme_noise(call, schemes))
         if timed is not None and observation.timing is None:
             observation.timing = time_linear(call, timed)
     return call.y
@@ -88,6 +92,9 @@ def _row(
         bytes_after=decision.weight_bytes,
         bytes_peak=decision.weight_bytes,
         timing=observation.timing,
+        schemes=tuple(
+            SchemeError(name, decibels(observation.signal, noise)) for name, noise in observation.scheme_noise.items()
+        ),
     )
     if expression is None:
         return row

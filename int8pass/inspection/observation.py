@@ -1,5 +1,6 @@
 """What one Linear meets while a model runs in float: outlier columns, the int8 form's error, the levels it uses."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -53,6 +54,7 @@ class Observation:
     scales: list[Tensor] = field(default_factory=list)
     peaks: Tensor | None = None
     timing: Timing | None = None
+    scheme_noise: Counter[str] = field(default_factory=Counter)  # energy of the error, by scheme
 
     def add(self, call: LinearCall, y_int8: Tensor) -> None:
         """Take in one call, and the result of its int8 form."""

@@ -1,8 +1,8 @@
 """`Report`: what the pass did to each Linear of a model, as rows, totals, text and JSON."""
 
 import dataclasses
+import itertools
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from int8pass.inspection.observation import Details
+from int8pass.inspection.scheme_errors import SchemeError, finite, scheme_table
 from int8pass.inspection.stages import Stage
 from int8pass.inspection.timing import Timing
 from int8pass.quantization.scheme import DEFAULT
@@ -31,8 +32,8 @@ class Row:
     that is held of it once the model is compiled with these options and has run: its int8 form, and the float weight if
     it `keeps_float` (free_weights releases it); bytes_peak: the most that is held of it on the way, scratch included.
     weight: the parameter or buffer; view: the views that it is read through. Rows that agree in both share the bytes.
-    timing: of its first call, where it was asked for. clamped: how many values of its input, outside of the profile's
-    outlier columns, lay past the profile's range (activations="static").
+    timing: of its first call, schemes: the error of other schemes, where they were asked for. clamped: how many values
+    of its input, outside of the profile's outlier columns, lay past the profile's range (activations="static").
     """
 
     module: str
@@ -50,6 +51,7 @@ class Row:
     weight: str = ""
     view: str = ""
     timing: Timing | None = None
+    schemes: tuple[SchemeError, ...] = ()
     clamped: int = 0
 
     @property
@@ -126,8 +128,8 @@ class Report:
         """JSON with a schema version, the rows and the totals. An infinite ratio (no error at all) is null."""
         rows = [dataclasses.asdict(row) for row in self.rows]
         for row in rows:
-            if row["snr_db"] is not None and not math.isfinite(row["snr_db"]):
-                row["snr_db"] = None
+            for error in (row, *row["schemes"]):
+                error["snr_db"] = finite(error["snr_db"])
         document = {
             "schema": SCHEMA_VERSION,
             "scheme": self.scheme,
@@ -148,7 +150,10 @@ class Report:
     def __str__(self) -> str:
         timed = any(row.timing for row in self.rows)
         header, cells = (_HEADER + _TIMES, _timed_cells) if timed else (_HEADER, _cells)
-        return "\n".join([*_table([header, *map(cells, self.rows)]), "", *_summary(self)])
+        tables = [_table([header, *map(cells, self.rows)])]
+        if any(row.schemes for row in self.rows):
+            tables.append(_table(scheme_table([(row.module, row.schemes) for row in self.rows])))
+        return "\n".join([*itertools.chain.from_iterable((*table, "") for table in tables), *_summary(self)])
 
 
 def _distinct_weights(rows: Iterable[Row]) -> list[Row]:

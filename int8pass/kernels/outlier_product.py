@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
+from int8pass.quantization.columns import kept_columns
+
 
 def outlier_product(x: Tensor, mask: Tensor, weight: Tensor, weight_scale: Tensor | None) -> Tensor:
     """Return the product over masked entries only, in float32.
 
     x: [M, K] floating; mask: bool[K] or bool[M, K]; weight: [N, K] floating, or int8 with weight_scale float32[N].
-    Result: float32[M, N].
+    A floating weight with weight_scale is read in 16 bits, as `kept_columns` keeps it. Result: float32[M, N].
     """
     result = torch.zeros((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
     per_token = mask.dim() == 2
@@ -18,8 +20,11 @@ def outlier_product(x: Tensor, mask: Tensor, weight: Tensor, weight_scale: Tenso
     outliers = x.index_select(1, columns).float()
     if per_token:
         outliers = outliers.masked_fill(~mask.index_select(1, columns), 0.0)
-    weight_columns = weight.index_select(1, columns).float()
-    if weight_scale is not None:
-        weight_columns = weight_columns * weight_scale.unsqueeze(1)
+    weight_columns, unit = weight.index_select(1, columns), weight_scale
+    if unit is not None and weight_columns.is_floating_point():
+        weight_columns, unit = kept_columns(weight_columns, unit)
+    weight_columns = weight_columns.float()
+    if unit is not None:
+        weight_columns = weight_columns * unit.unsqueeze(1)
     # in place is not autocast, so an enclosing autocast region cannot round the product
     return result.addmm_(outliers, weight_columns.t())

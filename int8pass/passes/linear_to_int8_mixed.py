@@ -10,8 +10,9 @@ after:
     %outlier_mm : f32[4, 32] = int8pass.outlier_mm(%x, %outlier_mask, %w)
     %dequantize : f32[4, 32] = int8pass.dequantize(%int8_mm, %scale_per_token, %w_scale, %outlier_mm, %bias, float32)
 
-With a calibrated profile the mask is a constant, `int8pass.column_mask(%x, (3, 7))`, and a Linear without outlier
-columns has no outlier branch. Other schemes than the default have other ops in the place of these (`composition.py`).
+With a calibrated profile the mask is a constant, `int8pass.column_mask(%x, (3, 7))`, and the outlier branch reads the
+weight in 16 bits, `int8pass.outlier_mm(%x, %column_mask, %w, %w_scale)`; a Linear without outlier columns has no such
+branch. Other schemes than the default have other ops in the place of these (`composition.py`).
 Where a gradient is wanted the ops read %x.detach(), and `int8pass.straight_through`
 carries the gradient of x around them, through the dequantized weight; the bias is added by plain operations, which
 autograd knows.

@@ -15,6 +15,7 @@ from int8pass.program import ModuleTensor, Program
 from int8pass.quantization.absmax import INT8_MAX
 from int8pass.quantization.scheme import Scheme
 from int8pass.torch_private import storage_id, tree_leaves
+from int8pass.weight_expression import WeightExpression
 from int8pass.weights import is_freed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -36,6 +37,7 @@ def select_linear(program: Program) -> int:
             or _skip_by_dtype_and_shape(node, program.config.scheme)
             or _skip_by_gradient(source, grad_modes[node])
             or ("the weight is written to in the graph" if storage_id(source.tensor) in written else "")
+            or _skip_by_time(program, node, expression)
         )
         if reason:
             program.skip(node, reason, expression)
@@ -107,6 +109,14 @@ def _skip_by_dtype_and_shape(node: fx.Node, scheme: Scheme) -> str:
 
 def _skip_by_gradient(source: ModuleTensor, grad_enabled: bool) -> str:
     return GRADIENT_REASON if grad_enabled and source.tensor.requires_grad else ""
+
+
+def _skip_by_time(program: Program, node: fx.Node, expression: WeightExpression) -> str:
+    if program.config.break_even == "off" or is_freed(program.tensors[expression.root].tensor):
+        return ""
+    from int8pass.break_even.refusal import slower_in_int8  # it runs lowerings, which import the pipeline
+
+    return slower_in_int8(program, node, expression)
 
 
 GRADIENT_REASON = "the weight needs a gradient and grad mode is on"

@@ -39,7 +39,7 @@ def calibrate(
     progress: a bar on standard error. The model computes in float and is not changed.
     Raises CaptureError, ConfigError.
     """
-    config = Int8MixedConfig.from_options(options)
+    config = Int8MixedConfig.from_options(options, break_even="off")  # a profile is for any machine
     _check(config, min_batches, observer, percentile)
     float_batches = FloatBatches(model_or_program, batches, config)
     if observer != "absmax" and not float_batches.can_run_again:

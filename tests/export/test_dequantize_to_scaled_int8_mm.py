@@ -14,13 +14,13 @@ from int8pass.passes.verify_ops import verify_ops
 from tests.linear_models import activation, exported, frozen
 
 
-def rewritten(**options):
+def rewritten(multiple=1, **options):
     torch.manual_seed(0)
     model, x = frozen(nn.Linear(32, 16)), activation(4)
     if options.pop("profiled", False):
         options["profile"] = calibrate(model, [x], progress=False)
     made = program_from_exported(exported(model, x), Int8MixedConfig(**options))
-    program = StreamedProgram(made.graph_module, made.tensors, made.config)
+    program = StreamedProgram(made.graph_module, made.tensors, made.config, multiple=multiple)
     pipeline.run(pipeline.run(program), passes=PASSES)
     verify_ops(program)
     return program
@@ -47,7 +47,7 @@ def test_calibrated_columns():
         "%column_mask : bool[32] = int8pass.column_mask(%input, (3, 7))",
         "%scale_per_token : f32[4] = int8pass.scale_per_token(%input, %column_mask)",
         "%quantize_per_token : i8[4, 32] = int8pass.quantize_per_token(%input, %scale_per_token, %column_mask)",
-        "%column_mm : f32[4, 16] = int8pass.column_mm(%input, (3, 7), %p_weight_columns, %p_bias)",
+        "%column_mm : f32[4, 16] = int8pass.column_mm(%input, (3, 7), %p_weight_columns, %p_weight_scale, %p_bias)",
         "%scaled_int8_mm : f32[4, 16] = int8pass.scaled_int8_mm(%quantize_per_token, %scale_per_token, "
         "%p_weight_inputs_first, %p_weight_scale, %column_mm, None, float32)",
     ]

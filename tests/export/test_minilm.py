@@ -79,6 +79,19 @@ def test_every_weight_stands_once_as_int8(case, lm):
     assert path.stat().st_size - others <= 0.28 * float_bytes  # K is 384: eight columns of it are two percent
 
 
+def test_outlier_columns_are_16_bit_constants(case):
+    name, options, path = case
+    columns = [tensor for tensor in onnx.load(path).graph.initializer if tensor.name.endswith("_columns")]
+    named = [layer for layer in options["profile"].layers if layer.outlier_columns] if name == "profile" else []
+    assert len(columns) == len(named)
+    assert all(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in columns)
+    shapes = sorted((len(layer.outlier_columns), layer.shape[0]) for layer in named)
+    assert sorted(tuple(tensor.dims) for tensor in columns) == shapes
+    OnnxModel(path)  # whose optimizer computes what is multiplied with, once
+    optimized = onnx.load(path.with_suffix(".optimized.onnx")).graph.initializer
+    assert not any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in optimized)
+
+
 def test_what_the_file_says_of_itself(case):
     import json
 

@@ -1,5 +1,7 @@
 """Files hold what onnx_ir would write, in one piece or two, and writing them takes little more than the float model."""
 
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from int8pass.export import model_file
+from int8pass.export.metadata import tensor_hash
 from tests.export.files import LEVELS, OnnxModel, checked, exported
 from tests.linear_models import activation, frozen
 
@@ -74,6 +77,29 @@ def test_two_files_past_the_limit(tmp_path, monkeypatch):
     for optimize in LEVELS:
         for first, second in zip(OnnxModel(one, optimize)(x), OnnxModel(two, optimize)(x), strict=True):
             assert torch.equal(first, second)
+
+
+def test_the_hash_of_weights_reads_every_byte():
+    """The same for a copy, a transposed view of the same values and a tied name; another after any one bit changes."""
+    weight = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    assert tensor_hash(weight.t().contiguous().t()) == tensor_hash(weight.clone()) != tensor_hash(weight.t())
+    assert tensor_hash(weight.view(torch.int32)) != tensor_hash(weight)
+    expected = hashlib.sha256(b"torch.float32 (300, 200) " + weight.numpy().tobytes()).hexdigest()
+    assert tensor_hash(weight) == expected
+    for dtype in (torch.bfloat16, torch.float16, torch.bool):
+        assert len(tensor_hash(weight.to(dtype))) == len(tensor_hash(torch.tensor(1.0, dtype=dtype))) == 64
+    weight[123, 45] = torch.nextafter(weight[123, 45], torch.tensor(9.0))
+    assert tensor_hash(weight) != expected
+
+
+def test_the_file_holds_the_hash_of_the_source_weights(tmp_path):
+    model, x = wide()
+    written = {
+        entry.key: entry.value for entry in onnx.load(exported(tmp_path / "model.onnx", model, x)).metadata_props
+    }
+    named = sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items())
+    lines = "".join(f"{name} {tensor_hash(tensor)}\n" for name, tensor in named)
+    assert json.loads(written["int8pass.weights"]) == hashlib.sha256(lines.encode()).hexdigest()
 
 
 def test_varints_are_those_of_protobuf():

@@ -2,8 +2,7 @@
 
 import importlib.metadata
 import os
-import resource
-import signal
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -11,7 +10,9 @@ from torch import nn
 
 from int8pass import Int8PassError, calibrate, export_onnx
 from int8pass.errors import CaptureError, ConfigError, ExportError, MissingDependencyError, OutputError, ProfileError
+from int8pass.export import model_file
 from tests.linear_models import Mlp, activation, frozen
+from tests.test_files import full_disk, ordinary_user, read_only_folder
 
 
 @pytest.fixture
@@ -35,20 +36,23 @@ def test_a_folder_in_place_of_a_file(tmp_path, model):
     refused(OutputError, "it is a folder", tmp_path, model, path=tmp_path)
 
 
-def test_read_only_path(tmp_path, model):
-    refused(OutputError, "cannot write", tmp_path, model, path="/proc/model.onnx")
+def test_read_only_path(model):
+    with read_only_folder() as folder, ordinary_user():
+        refused(OutputError, "Permission denied", folder, model)
 
 
-def test_full_disk(tmp_path, model):
-    """The system refuses a write past a limit: as a full disk does, and for root too."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
+@pytest.mark.parametrize("largest_file", (model_file.LARGEST_FILE_BYTES, 100), ids=("one file", "two files"))
+def test_full_disk(largest_file, tmp_path, model, monkeypatch):
+    monkeypatch.setattr(model_file, "LARGEST_FILE_BYTES", largest_file)
+    with full_disk(1000):
         refused(OutputError, "cannot write", tmp_path, model)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_full_disk_for_a_profile(tmp_path, model):
+    profile = calibrate(model, [activation(4)], progress=False)
+    with full_disk(100), pytest.raises(OutputError, match="cannot write"):
+        profile.save(tmp_path / "profile.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_old_file_outlives_a_failure(tmp_path, model):
@@ -103,6 +107,15 @@ def test_a_profile_of_another_model(tmp_path, model):
     other = frozen(Mlp())
     profile = calibrate(other, [activation(4)], progress=False)
     refused(ProfileError, "'up.weight' differ", tmp_path, model, options={"profile": profile})
+
+
+@pytest.mark.parametrize(
+    "name, features, match", (("other", 32, "no such layer"), ("up", 64, r"has it with shape \[8, 64\]")), ids=str
+)
+def test_a_profile_of_another_architecture(name, features, match, tmp_path, model):
+    other = frozen(nn.Sequential(OrderedDict({name: nn.Linear(features, 8)})))
+    profile = calibrate(other, [activation(4, columns=features)], progress=False)
+    refused(ProfileError, match, tmp_path, model, options={"profile": profile})
 
 
 def test_a_profile_that_is_not_there(tmp_path, model):

@@ -12,7 +12,7 @@ from int8pass.export.tensorrt.layers import EngineReport
 from int8pass.export.tensorrt.progress import Messages, progress_monitor, trt_logger
 from int8pass.export.tensorrt.shapes import check_names, shape_range
 from int8pass.export.tensorrt.versions import create, create_network, import_tensorrt
-from int8pass.files import write_bytes
+from int8pass.files import require_writable, write_bytes
 
 OPTIMIZATION_LEVELS = range(6)
 
@@ -40,15 +40,15 @@ def build_engine(
     The engine is written whole, then renamed: a failure leaves no part of one.
 
     Raises MissingDependencyError without TensorRT; EngineError without a GPU, or with TensorRT's own reason where it
-    cannot read or build the model; ConfigError for options that do not fit; OnnxFileError for a missing file.
+    cannot read or build the model; ConfigError for options that do not fit; OnnxFileError for a missing file;
+    OutputError where a file cannot be written.
     """
     trt = import_tensorrt()
     onnx_path, engine_path = Path(onnx_path), Path(engine_path)
     if not onnx_path.is_file():
         raise OnnxFileError(f"there is no file {str(onnx_path)!r}")
     for path in (engine_path, *((Path(timing_cache),) if timing_cache is not None else ())):
-        if path.is_dir():
-            raise ConfigError(f"{str(path)!r} is a folder, and the name of a file is needed")
+        require_writable(path)  # before a build of minutes
     messages = Messages()
     logger = trt_logger(trt, messages)
     builder = create(trt, "Builder", logger)
@@ -67,18 +67,10 @@ def build_engine(
             raise KeyboardInterrupt
         raise EngineError(f"TensorRT cannot build an engine of {str(onnx_path)!r}:\n{messages}")
     report = _inspect(trt, logger, plan)
-    _write(engine_path, plan)
+    write_bytes(engine_path, memoryview(plan))
     if cache is not None:
-        _write(Path(timing_cache), cache.serialize())
+        write_bytes(Path(timing_cache), memoryview(cache.serialize()))
     return report
-
-
-def _write(path: Path, memory: Any) -> None:
-    """memory: a trt.IHostMemory."""
-    try:
-        write_bytes(path, memoryview(memory))
-    except OSError as error:
-        raise EngineError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def _set_options(trt: ModuleType, config: Any, workspace_bytes: int | None, optimization_level: int | None) -> None:

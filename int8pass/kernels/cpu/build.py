@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from int8pass import torch_private
+from int8pass.files import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,6 @@ _FLAGS = (
     # lets the loops over rows vectorize; division and rounding stay IEEE
     "-fno-trapping-math -fno-math-errno -mprefer-vector-width=512"
 ).split()
-_CACHE_VARIABLE = "INT8PASS_CACHE_DIR"
 
 
 @functools.cache
@@ -46,12 +46,7 @@ def _library() -> Path:
     sources = [path.read_text() for path in (_SOURCE, *sorted(_FOLDER.glob("*.h")))]
     parts = (*sources, " ".join(_FLAGS), torch.__version__, platform.machine(), processor_flags())
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return _cache_folder() / f"linear-{digest}.so"
-
-
-def _cache_folder() -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "int8pass"
-    return Path(os.environ.get(_CACHE_VARIABLE) or default)
+    return cache_folder() / f"linear-{digest}.so"
 
 
 def processor_flags() -> str:

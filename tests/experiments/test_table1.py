@@ -1,0 +1,60 @@
+"""Table 1 in miniature on a tiny trained model: the paper's pattern, the files, and what the terminal says."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from int8pass.experiments import table1, table1_report
+from int8pass.experiments.corpus import load_corpus
+from int8pass.experiments.training import trained_model
+
+NONE, PLANTED = table1.QUICK.plantings
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    corpus = load_corpus(limit=table1.QUICK.training.corpus_limit)
+    model = trained_model(table1.QUICK.training, corpus, tmp_path_factory.mktemp("cache"))
+    told = []
+    result = table1.run_table1(model, corpus, table1.QUICK, progress=told.append)
+    assert len(told) == len(result.cells) == len(table1.ROWS) * len(table1.QUICK.plantings)
+    return result
+
+
+def test_planting_leaves_float32_alone(found):
+    assert found.perplexity("float32", PLANTED) == pytest.approx(found.perplexity("float32", NONE), rel=1e-5)
+    assert found.perplexity("float32", NONE) < 40  # of 256: it has learned something
+
+
+def test_the_decomposition_is_what_keeps_planted_outliers_harmless(found):
+    increase = {row: found.increase(row, PLANTED) for row in found.rows}
+    assert abs(increase["llm.int8"]) < 1e-3 and abs(increase["llm.int8-zeropoint"]) < 1e-3
+    assert abs(increase[table1.DEQUANTIZED.name]) < 3e-3
+    assert increase["absmax"] > 1.5 * increase["absmax-vectorwise"] > 0.015
+    assert abs(found.increase("absmax-vectorwise", NONE)) < 1e-3  # without outliers it was good enough
+
+
+def test_json_holds_every_cell_and_says_that_the_outliers_are_planted(found):
+    document = json.loads(found.to_json())
+    assert document["schema"] == "int8pass-table1/1" and "planted, not learned" in document["statement"]
+    cells = {(each["row"], each["planting"]["features"]): each["perplexity"] for each in document["cells"]}
+    assert cells["llm.int8", 3] == found.perplexity("llm.int8", PLANTED)
+    assert len(cells) == len(found.cells) and document["corpus"]["digest"] == load_corpus(limit=1 << 20).digest
+
+
+def test_the_table_shows_perplexities_and_increases(found):
+    console = Console(width=130, record=True, file=open("/dev/null", "w"))
+    console.print(table1_report.table(found))
+    text = console.export_text()
+    value = f"{found.perplexity('llm.int8', PLANTED):.4f}"
+    assert value in text and f"{found.increase('llm.int8', PLANTED):+.2%}" in text
+    assert "(3, 60)" in text and "planted, not learned" in text
+
+
+def test_the_picture_is_drawn(found, tmp_path):
+    from matplotlib.image import imread
+
+    pixels = imread(table1_report.plot(found, tmp_path / "new" / "table1.png"))
+    assert pixels.shape[:2] == (600, 1200) and pixels.std() > 0.05
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["table1.png"]
