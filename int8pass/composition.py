@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from int8pass import ops
-from int8pass.quantization.scheme import ActivationQuantization, Scheme
+from int8pass.quantization.scheme import ActivationQuantization, Scheme, WeightQuantization
 from int8pass.quantization.static import StaticScale
 
 aten = torch.ops.aten
@@ -67,8 +67,23 @@ def quantize_activation(
     return QuantizedActivation(call(ops.quantize_asymmetric, x, scale, zero_point, mask), scale, zero_point)
 
 
+def multiply(
+    call: Callable[..., Any],
+    form: WeightQuantization,
+    quantized: QuantizedActivation,
+    weight_part: Callable[[str], Any],
+) -> Any:
+    """The product of codes, int32[..., N], or of groups of them, with their weight scales and zero point float32."""
+    if form.group_size is None:
+        return call(ops.int8_mm, quantized.codes, weight_part("codes"))
+    code_sums = None if quantized.zero_point is None else weight_part("code_sums")
+    weight = (weight_part("codes"), weight_part("scale"), code_sums)
+    return call(ops.grouped_int8_mm, quantized.codes, quantized.zero_point, *weight)
+
+
 def dequantize(
     call: Callable[..., Any],
+    form: WeightQuantization,
     sums: Any,
     quantized: QuantizedActivation,
     weight_part: Callable[[str], Any],
@@ -76,7 +91,9 @@ def dequantize(
     bias: Any,
     dtype: torch.dtype,
 ) -> Any:
-    """What int32 sums [..., N] stand for, plus the outlier part, float32[..., N] or None, and the bias, in `dtype`."""
+    """What a product of codes stands for, plus the outlier part, float32[..., N] or None, and the bias, in `dtype`."""
+    if form.group_size is not None:
+        return call(ops.dequantize_grouped, sums, quantized.scale, outlier, bias, dtype)
     if quantized.zero_point is None:
         return call(ops.dequantize, sums, quantized.scale, weight_part("scale"), outlier, bias, dtype)
     factors = (quantized.scale, quantized.zero_point, weight_part("scale"), weight_part("code_sums"))
@@ -110,15 +127,15 @@ def int8_mixed_linear(
     mask = outlier_mask(call, source, threshold, outliers, columns)
     codes, scale = weight_part("codes"), weight_part("scale")
     quantized = quantize_activation(call, scheme.activations, source, mask, static)
-    sums = call(ops.int8_mm, quantized.codes, codes)
+    sums = multiply(call, scheme.weights, quantized, weight_part)
     outlier = None
     if mask is not None:
         in_16_bit = weight is not None and columns is not None
         weights = (codes, scale) if weight is None else (weight, scale) if in_16_bit else (weight,)
         outlier = call(ops.outlier_mm, source, mask, *weights)
     if not differentiable:
-        return dequantize(call, sums, quantized, weight_part, outlier, bias, dtype)
-    y = dequantize(call, sums, quantized, weight_part, outlier, None, torch.float32)
+        return dequantize(call, scheme.weights, sums, quantized, weight_part, outlier, bias, dtype)
+    y = dequantize(call, scheme.weights, sums, quantized, weight_part, outlier, None, torch.float32)
     y = call(ops.straight_through, y, x, codes, scale)
     y = y if bias is None else call(aten.add.Tensor, y, bias)
     return call(aten.to.dtype, y, dtype)

@@ -34,10 +34,10 @@ class ColumnCounts(NamedTuple):
 class QuantizedWeight:
     """An int8 weight: W[n, k] = codes[n, k] * scale[n] up to rounding.
 
-    scale: float32[N], all equal where there is one for the tensor; codes: int8[N, K]; code_sums: int32[N], their sums
-    over K; packed and offset: the layout of the fused CPU kernel. Memory holds the codes once: `packed` takes their
-    place. Only where a graph that is not fused (training, debugging) reads `codes` after that are both kept.
-    column_cache: where that kernel keeps outlier columns of the float weight between calls.
+    scale: float32[N], all equal where there is one for the tensor, or float32[N, groups]; codes: int8[N, K];
+    code_sums: int32 like scale, sums of the codes; packed and offset: the layout of the fused CPU kernel. Memory holds
+    the codes once: `packed` takes their place. Only where a graph that is not fused (training, debugging) reads `codes`
+    after that are both kept. column_cache: where that kernel keeps outlier columns of the float weight between calls.
     """
 
     _lock = threading.Lock()
@@ -88,7 +88,9 @@ class QuantizedWeight:
     @property
     def code_sums(self) -> Tensor:
         with self._lock:
-            if self._code_sums is None:
+            if self._code_sums is None and self.scale.dim() == 2:
+                self._code_sums = self.codes.view(*self.scale.shape, -1).sum(-1, dtype=torch.int32)
+            elif self._code_sums is None:
                 offset = code_offset(self._codes) if self._offset is None else self._offset
                 self._code_sums = offset // ZERO_POINT
         return self._code_sums
@@ -115,8 +117,8 @@ class QuantizedWeight:
         """An uninitialized tensor like a field, for shape propagation; it forces no layout."""
         shape, dtype = {
             "codes": (self.shape, torch.int8),
-            "scale": (self.shape[:1], torch.float32),
-            "code_sums": (self.shape[:1], torch.int32),
+            "scale": (self.scale.shape, torch.float32),
+            "code_sums": (self.scale.shape, torch.int32),
             "packed": (packed_shape(*self.shape), torch.int8),
             "offset": (self.shape[:1], torch.int32),
             "column_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
@@ -130,6 +132,23 @@ def quantize_weight(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> Q
     weight: [N, K] float16, bfloat16 or float32, any strides. Raises WeightError for NaN, infinity, or magnitudes whose
     int32 sums would overflow float32 once scaled.
     """
+    columns = weight.shape[1]
+    if form.group_size is not None:
+        if columns % form.group_size:
+            raise WeightError(f"K = {columns} is not a multiple of the group size {form.group_size}")
+        shape, weight = weight.shape, weight.reshape(-1, form.group_size)
+    codes, scale = _codes_and_scale(weight, form)
+    if not bool(torch.isfinite(scale).all()):
+        raise WeightError("the weight holds NaN or infinity")
+    if float(scale.max()) * INT8_MAX**2 * columns > torch.finfo(torch.float32).max:
+        raise WeightError("the weight is so large that its products overflow float32")
+    if form.group_size is not None:
+        codes, scale = codes.view(shape), scale.view(form.scale_shape(*shape))
+    return QuantizedWeight(codes, scale)
+
+
+def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, Tensor]:
+    """int8[R, C] and float32[R] of rows [R, C] that have a scale each."""
     rows, columns = weight.shape
     codes = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
@@ -138,14 +157,10 @@ def quantize_weight(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> Q
     step = max(1, _ELEMENTS_AT_ONCE // max(1, columns))
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        if form.granularity == "per_channel":
+        if form.granularity != "per_tensor":
             scale[part] = form.scale(weight[part])
         codes[part] = absmax_codes(weight[part], scale[part])
-    if not bool(torch.isfinite(scale).all()):
-        raise WeightError("the weight holds NaN or infinity")
-    if float(scale.max()) * INT8_MAX**2 * columns > torch.finfo(torch.float32).max:
-        raise WeightError("the weight is so large that its products overflow float32")
-    return QuantizedWeight(codes, scale)
+    return codes, scale
 
 
 def quantizing_scratch_bytes(rows: int, columns: int, form: WeightQuantization = PER_CHANNEL) -> int:

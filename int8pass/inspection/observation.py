@@ -83,7 +83,7 @@ class Observation:
         return decibels(self.signal, self.noise)
 
     def details(self, graph: int, node: str, codes: Tensor, weight_scale: Tensor) -> Details:
-        """codes: int8[N, K] and weight_scale: float32[N] of the quantized weight."""
+        """codes: int8[N, K] and weight_scale: float32[N] or [N, groups] of the quantized weight."""
         peaks = torch.zeros(0) if self.peaks is None else self.peaks
         kept = max(_PEAKS_KEPT // 4, min(len(self.columns), _PEAKS_KEPT))
         values, columns = peaks.sort(descending=True, stable=True)

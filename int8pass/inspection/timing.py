@@ -10,7 +10,7 @@ from torch import Tensor
 
 from int8pass import ops
 from int8pass.bench.timing import interleave, median
-from int8pass.composition import call_op, dequantize
+from int8pass.composition import call_op, dequantize, multiply
 from int8pass.config import Int8MixedConfig
 from int8pass.inspection.float_run import LinearCall
 from int8pass.kernels.cpu import fused
@@ -98,14 +98,16 @@ def _from_fused(seconds: dict[str, float]) -> Timing:
 def _op_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
     mask, quantized = call.quantized(config)
     columns = (call.weight,) if config.keeps_original_weights else (weight.codes, weight.scale)
-    sums = ops.int8_mm(quantized.codes, weight.codes)
-    part = functools.partial(getattr, weight)
+    part, form = functools.partial(getattr, weight), config.scheme.weights
+    sums = multiply(call_op, form, quantized, part)
     outlier = None if mask is None else ops.outlier_mm(call.x, mask, *columns)
     calls: dict[str, Callable] = {
         "int8": functools.partial(call.int8, config),
         "quantize": functools.partial(call.quantized, config),
-        "gemm": functools.partial(ops.int8_mm, quantized.codes, weight.codes),
-        "dequantize": functools.partial(dequantize, call_op, sums, quantized, part, outlier, call.bias, call.y.dtype),
+        "gemm": functools.partial(multiply, call_op, form, quantized, part),
+        "dequantize": functools.partial(
+            dequantize, call_op, form, sums, quantized, part, outlier, call.bias, call.y.dtype
+        ),
     }
     if mask is not None:
         calls["outliers"] = functools.partial(ops.outlier_mm, call.x, mask, *columns)

@@ -47,6 +47,8 @@ TABLE: dict[OpOverload, Signature] = {
     ops.dequantize: Signature((INT32, FLOAT32, FLOAT32, FLOAT32, FLOATS), FLOATS),
     ops.dequantize_asymmetric: Signature((INT32, FLOAT32, INT32, FLOAT32, INT32, FLOAT32, FLOATS), FLOATS),
     ops.pad_features: Signature((FLOATS,), FLOAT32),
+    ops.grouped_int8_mm: Signature((INT8, INT32, INT8, FLOAT32, INT32), FLOAT32),
+    ops.dequantize_grouped: Signature((FLOAT32, FLOAT32, FLOAT32, FLOATS), FLOATS),
     ops.scaled_int8_mm: Signature((INT8, FLOAT32, INT8, FLOAT32, FLOAT32, FLOATS), FLOATS),
     ops.gathered_mm: Signature((FLOATS, BOOL, INT8, FLOAT32), FLOAT32),
     ops.column_mm: Signature((FLOATS, (torch.float16, torch.bfloat16), FLOAT32, FLOATS), FLOAT32),
