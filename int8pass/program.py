@@ -124,7 +124,7 @@ class Program:
         labels = {name: f"weight '{bound.name}'" for name, bound in self.tensors.items()}
         for name, wanted in self.weight_inputs.items():
             source = self.tensors[wanted.expression.root].name
-            what = "outlier columns" if wanted.field == "column_cache" else f"int8 {wanted.field}"
+            what = "outlier columns" if wanted.field.endswith("_cache") else f"int8 {wanted.field}"
             labels[name] = f"{what} of '{source}'{wanted.expression.key}"
         labels.update(dict.fromkeys(self.constants, "constant"))
         return labels

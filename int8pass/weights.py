@@ -37,7 +37,8 @@ class QuantizedWeight:
     scale: float32[N], all equal where there is one for the tensor, or float32[N, groups]; codes: int8[N, K];
     code_sums: int32 like scale, sums of the codes; packed and offset: the layout of the fused CPU kernel. Memory holds
     the codes once: `packed` takes their place. Only where a graph that is not fused (training, debugging) reads `codes`
-    after that are both kept. column_cache: where that kernel keeps outlier columns of the float weight between calls.
+    after that are both kept. column_cache, profiled_cache: where that kernel keeps outlier columns of the float weight
+    between calls, as they are and, for those that a profile names, in 16 bits.
     """
 
     _lock = threading.Lock()
@@ -49,7 +50,7 @@ class QuantizedWeight:
         self._packed: Tensor | None = None
         self._offset: Tensor | None = None
         self._code_sums: Tensor | None = None
-        self._column_cache: Tensor | None = None
+        self._caches: dict[str, Tensor] = {}
         self._fields: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
 
     def fields(self, names: tuple[str, ...]) -> tuple[Tensor, ...]:
@@ -97,16 +98,23 @@ class QuantizedWeight:
 
     @property
     def column_cache(self) -> Tensor:
+        return self._cache("column_cache")
+
+    @property
+    def profiled_cache(self) -> Tensor:
+        return self._cache("profiled_cache")
+
+    def _cache(self, field: str) -> Tensor:
         with self._lock:
-            if self._column_cache is None:
-                self._column_cache = fused.cpu_column_cache(fused.cache_capacity(self.shape[1]))
-        return self._column_cache
+            if field not in self._caches:
+                self._caches[field] = fused.cpu_column_cache(fused.cache_capacity(self.shape[1]))
+            return self._caches[field]
 
     @property
     def cached_columns(self) -> ColumnCounts:
         """What became of the outlier columns that calls asked for."""
-        cache = self._column_cache
-        return ColumnCounts(*(fused.cpu_column_cache_counts(cache).tolist() if cache is not None else (0, 0, 0, 0)))
+        counts = [fused.cpu_column_cache_counts(cache).tolist() for cache in list(self._caches.values())]
+        return ColumnCounts(*map(sum, zip((0, 0, 0, 0), *counts, strict=True)))
 
     @property
     def nbytes(self) -> int:
@@ -122,6 +130,7 @@ class QuantizedWeight:
             "packed": (packed_shape(*self.shape), torch.int8),
             "offset": (self.shape[:1], torch.int32),
             "column_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
+            "profiled_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
         }[field]
         return torch.empty(shape, dtype=dtype, device=self.scale.device)
 

@@ -74,7 +74,7 @@ def _fused_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedCon
     def whole(branch: bool) -> Tensor:
         threshold, per_token, columns = rule(branch)
         original = call.weight if config.keeps_original_weights and (threshold or columns) else None
-        cache = None if original is None else weight.column_cache
+        cache = None if original is None else weight.profiled_cache if columns else weight.column_cache
         held = (weight.packed, weight.offset, weight.scale, call.bias, original, cache)
         if static is not None:
             return fused.cpu_static_linear(call.x, *held, static.scale, columns, call.y.dtype)

@@ -99,8 +99,9 @@ def _linear(program: Program, match: Match, quantized: tuple[fx.Node, ...]) -> f
     *_, w_scale, _, bias, dtype = node.args
     expression = program.weight_inputs[match.codes.name].expression
     packed, offset = (program.weight_input(expression, part) for part in ("packed", "offset"))
-    cache = None if match.weight is None else program.weight_input(expression, "column_cache")
     threshold, per_token, columns = _outlier_rule(match)
+    field = "profiled_cache" if columns else "column_cache"
+    cache = None if match.weight is None else program.weight_input(expression, field)
     if match.static and not quantized:
         return insert(
             node, fused.cpu_static_linear, match.x, packed, offset, w_scale, bias, match.weight, cache,
@@ -109,7 +110,7 @@ def _linear(program: Program, match: Match, quantized: tuple[fx.Node, ...]) -> f
     op = fused.cpu_linear if quantized else fused.cpu_int8_linear
     return insert(
         node, op, match.x, *quantized, packed, offset, w_scale, bias, match.weight, cache, threshold, per_token, dtype,
-        *(() if quantized else columns),
+        *columns,
     )  # fmt: skip
 
 

@@ -80,8 +80,9 @@ def test_columns_known_beforehand_take_the_place_of_those_that_x_has(dtype, shap
 
     rest = (quantized.packed, quantized.offset, quantized.scale, None, weight if original else None, None, 0.0, False)
     y = fused.cpu_int8_linear(x, *rest, x.dtype, known)
-    assert torch.equal(y, fused.cpu_linear(x, codes, scale, marks, *rest, x.dtype))
-    kind = "original" if original else "dequantized"
+    assert torch.equal(y, fused.cpu_linear(x, codes, scale, marks, *rest, x.dtype, known))
+    kept = reference.PROFILE_WEIGHTS if dtype is torch.float32 else "original"
+    kind = kept if original else "dequantized"
     expected, magnitude = reference.linear(
         as_array(x), as_array(weight), None, threshold=0.0, outlier_weights=kind, mask=mask
     )

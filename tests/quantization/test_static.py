@@ -327,7 +327,7 @@ def test_the_kernel_quantizes_as_the_ops_do(dtype, columns, limit):
     weight = (w_q * w_scale[:, None]).to(dtype)
     y = fused.cpu_static_linear(x, pack(w_q), code_offset(w_q), w_scale, bias, weight, None, scale, columns, dtype)
     sums = ops.int8_mm(ops.quantize_static(x, scale, 0, mask), w_q)
-    expected = ops.dequantize(sums, wanted, w_scale, ops.outlier_mm(x, mask, weight), bias, torch.float64)
+    expected = ops.dequantize(sums, wanted, w_scale, ops.outlier_mm(x, mask, weight, w_scale), bias, torch.float64)
     finite = rows & expected.isfinite().all(-1)  # an infinity in an outlier column comes out as one
     atol = 1e-5 * float(expected[finite].abs().max())
     torch.testing.assert_close(y[finite].double(), expected[finite], rtol=2 * torch.finfo(dtype).eps, atol=atol)

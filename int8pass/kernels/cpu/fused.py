@@ -15,7 +15,8 @@ _LIBRARY = torch.library.Library("int8pass", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 # x [..., K] -> codes uint8[..., K rounded up to 4] with zero point 128, scale float32[...], outlier columns bool[K].
-# columns: outlier features known beforehand, in place of those past the threshold.
+# columns, here and below: outlier features of a profile, in place of those past the threshold, with weights read in 16
+# bits.
 _LIBRARY.define(
     "cpu_quantize(Tensor x, float threshold, bool per_token, int[]? columns=None) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
@@ -25,7 +26,8 @@ _LIBRARY.define(
 # None -> [..., N] in dtype
 _LIBRARY.define(
     "cpu_linear(Tensor x, Tensor codes, Tensor scale, Tensor outliers, Tensor packed, Tensor offset, Tensor w_scale, "
-    "Tensor? bias, Tensor? weight, Tensor? cache, float threshold, bool per_token, ScalarType dtype) -> Tensor",
+    "Tensor? bias, Tensor? weight, Tensor? cache, float threshold, bool per_token, ScalarType dtype, "
+    "int[]? columns=None) -> Tensor",
     tags=_TAGS,
 )
 
@@ -84,7 +86,7 @@ def _cpu_static_linear_fake(x, packed, offset, w_scale, bias, weight, cache, sca
 
 @torch.library.register_fake("int8pass::cpu_linear", lib=_LIBRARY)
 def _cpu_linear_fake(
-    x, codes, scale, outliers, packed, offset, w_scale, bias, weight, cache, threshold, per_token, dtype
+    x, codes, scale, outliers, packed, offset, w_scale, bias, weight, cache, threshold, per_token, dtype, columns=None
 ):  # fmt: skip
     return x.new_empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype)
 

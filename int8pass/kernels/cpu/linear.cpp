@@ -3,6 +3,9 @@
 //   cpu_linear    blocked int8 GEMM whose int32 tiles stay in cache, dequantized with bias and outliers in one store
 // and cpu_column_cache for what a weight keeps between calls.
 //
+// `known` are outlier columns of a profile: they take the place of those that x has, and their weights are read in 16
+// bits.
+//
 // Weights come packed as [N/64][K/4][64][4] (int8, zero-padded): the VNNI layout, in which one feature's weights over
 // 64 outputs share 256 bytes, so that outlier columns are cheap to read. Sums of unsigned codes are
 // acc + 128 * sum(weights), and stay exact in int32 while K * 255 * 127 < 2^31.
@@ -85,17 +88,22 @@ void run(const Linear& linear, T* out) {
 }
 
 // Float weights of a few outlier features, through the weight's cache where it has room for them
-Columns original_columns(const Tensor& weight, const std::vector<int64_t>& outliers, ColumnCache* cache) {
-  const auto gather = [&](const std::vector<int64_t>& columns) { return gather_original(weight, columns); };
+Columns original_columns(const Tensor& weight, const std::vector<int64_t>& outliers, const float* scale,
+                         ColumnCache* cache) {
+  const auto gather = [&](const std::vector<int64_t>& columns) { return gather_original(weight, columns, scale); };
   if (!cache || static_cast<int64_t>(outliers.size()) > cache->capacity())
     return std::make_shared<const std::vector<Column>>(gather(outliers));
   return cache->get(outliers, ceil_div(weight.size(0), kBlockN) * kBlockN * sizeof(float), gather);
 }
 
+std::vector<int64_t> outlier_columns(const Tensor& mask, at::OptionalIntArrayRef known) {
+  return known ? known->vec() : marked(reinterpret_cast<const uint8_t*>(mask.const_data_ptr<bool>()), mask.numel());
+}
+
 Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, const Tensor& mask, const Tensor& packed,
                   const Tensor& offset, const Tensor& weight_scale, const std::optional<Tensor>& bias,
                   const std::optional<Tensor>& weight, const std::optional<Tensor>& cache, double threshold,
-                  bool per_token, at::ScalarType dtype) {
+                  bool per_token, at::ScalarType dtype, at::OptionalIntArrayRef known) {
   const int64_t padded = codes.size(-1), outputs = weight_scale.numel(), width = x.size(-1), rows = scale.numel();
   TORCH_CHECK(packed.size(0) * kBlockN >= outputs && packed.size(1) * kGroupK == padded && offset.numel() == outputs,
               "cpu_linear: the packed weight does not fit the input");
@@ -115,13 +123,14 @@ Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, con
                 scale.const_data_ptr<float>(),
                 nullptr,
                 nullptr,
-                marked(reinterpret_cast<const uint8_t*>(mask.const_data_ptr<bool>()), mask.numel()),
+                outlier_columns(mask, known),
                 {},
                 rows,
                 padded,
                 outputs};
   Tensor inputs, product;
   if (const int64_t count = linear.outliers.size(); count > 0) {
+    const float* const in_16_bits = known ? linear.weight_scale : nullptr;
     const Tensor input = x.contiguous();
     inputs = at::empty({rows, count}, input.options().dtype(at::kFloat));
     read_as_type(input, [&](const auto* data) {
@@ -130,14 +139,14 @@ Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, con
     });
     linear.inputs = inputs.const_data_ptr<float>();
     if (count > kFewOutliers) {
-      const auto columns = weight.has_value() ? gather_original(*weight, linear.outliers)
+      const auto columns = weight.has_value() ? gather_original(*weight, linear.outliers, in_16_bits)
                                               : gather_dequantized(linear.packed, linear.weight_scale, outputs, padded,
                                                                    linear.outliers);
       product = outlier_product(inputs, columns, outputs);
       linear.product = product.const_data_ptr<float>();
       linear.outliers.clear();
     } else if (weight.has_value()) {
-      linear.columns = original_columns(*weight, linear.outliers, ColumnCache::in(cache));
+      linear.columns = original_columns(*weight, linear.outliers, in_16_bits, ColumnCache::in(cache));
     }
   }
   write_as_type(out, [&](auto* data) { run(linear, data); });
@@ -147,11 +156,11 @@ Tensor cpu_linear(const Tensor& x, const Tensor& codes, const Tensor& scale, con
 Tensor cpu_int8_linear(const Tensor& x, const Tensor& packed, const Tensor& offset, const Tensor& weight_scale,
                        const std::optional<Tensor>& bias, const std::optional<Tensor>& weight,
                        const std::optional<Tensor>& cache, double threshold, bool per_token, at::ScalarType dtype,
-                       at::OptionalIntArrayRef columns) {
+                       at::OptionalIntArrayRef known) {
   const Tensor input = x.contiguous();
-  const auto [codes, scale, mask] = cpu_quantize(input, threshold, per_token, columns);
+  const auto [codes, scale, mask] = cpu_quantize(input, threshold, per_token, known);
   return cpu_linear(input, codes, scale, mask, packed, offset, weight_scale, bias, weight, cache, threshold, per_token,
-                    dtype);
+                    dtype, known);
 }
 
 Tensor cpu_static_linear(const Tensor& x, const Tensor& packed, const Tensor& offset, const Tensor& weight_scale,
@@ -159,7 +168,8 @@ Tensor cpu_static_linear(const Tensor& x, const Tensor& packed, const Tensor& of
                          const std::optional<Tensor>& cache, double scale, at::IntArrayRef columns, at::ScalarType dtype) {
   const Tensor input = x.contiguous();
   const auto [codes, scales, mask] = cpu_quantize_static(input, scale, columns);
-  return cpu_linear(input, codes, scales, mask, packed, offset, weight_scale, bias, weight, cache, 0.0, false, dtype);
+  return cpu_linear(input, codes, scales, mask, packed, offset, weight_scale, bias, weight, cache, 0.0, false, dtype,
+                    columns);
 }
 
 Tensor column_cache_counts(const Tensor& handle) {

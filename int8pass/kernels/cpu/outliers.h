@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <c10/util/Half.h>
 
 #include <cmath>
 #include <optional>
@@ -28,15 +29,25 @@ void gather_inputs(const T* x, int64_t rows, int64_t width, const std::vector<in
   });
 }
 
-inline std::vector<Column> gather_original(const Tensor& weight, const std::vector<int64_t>& columns) {
+// A weight as a profile's columns keep it (quantization/columns.py): in float16, in units of its row's int8 scale
+inline float in_16_bits(float value, float scale) {
+  const float unit = scale == 0.0f ? 1.0f : scale;
+  return static_cast<float>(static_cast<at::Half>(value / unit)) * unit;
+}
+
+// scale: [N], of a weight that is read in 16 bits, or null. A weight that has 16 bits stays as it is
+inline std::vector<Column> gather_original(const Tensor& weight, const std::vector<int64_t>& columns,
+                                           const float* scale) {
   const int64_t outputs = weight.size(0), row = weight.stride(0), column = weight.stride(1);
   std::vector<Column> found;
   for (size_t j = 0; j < columns.size(); ++j) found.emplace_back(new float[ceil_div(outputs, kBlockN) * kBlockN]());
   read_as_type(weight, [&](const auto* data) {
     at::parallel_for(0, outputs, 512, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n)
-        for (size_t j = 0; j < columns.size(); ++j)
-          found[j][n] = static_cast<float>(data[n * row + columns[j] * column]);
+        for (size_t j = 0; j < columns.size(); ++j) {
+          const float value = static_cast<float>(data[n * row + columns[j] * column]);
+          found[j][n] = sizeof(*data) == sizeof(float) && scale ? in_16_bits(value, scale[n]) : value;
+        }
     });
   });
   return found;
