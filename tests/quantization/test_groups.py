@@ -1,5 +1,7 @@
 """Weight scales by group: the ops, the backend and Int8Linear against the NumPy reference, and what refuses them."""
 
+# ruff: noqa: E501 (golden texts)
+
 import math
 
 import expecttest
