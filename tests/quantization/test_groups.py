@@ -213,17 +213,17 @@ def test_programs_and_modules_round_trip(symmetric):
 
 
 def test_finer_groups_are_nearer_to_float():
-    """A row whose halves differ in size by a thousand: one scale for both loses the smaller."""
+    """A row whose halves differ in size by a thousand: one scale for both loses the smaller, which is all x sees."""
     layer, x = frozen(nn.Linear(128, 16, bias=False)), torch.randn(9, 128)
     layer.weight[:, :64] *= 1e-3
-    x[:, 64:] *= 1e-3
+    x[:, 64:] = 0.0
 
     def error(form):
         torch._dynamo.reset()
         found = torch.compile(layer, backend="int8mixed", options={"scheme": form, "lowering": "eager"})(x)
         return relative_error(found, layer(x))
 
-    assert error(scheme(64)) < 0.1 * error("llm.int8")
+    assert error(scheme(64)) < 0.02 < 0.1 < error("llm.int8")
 
 
 def test_a_linear_that_does_not_divide_into_groups_is_skipped():
