@@ -24,7 +24,7 @@ from int8pass.arguments import (
 )
 from int8pass.bench.commands import bench
 from int8pass.errors import ConfigError, Int8PassError
-from int8pass.experiments.command import sweep
+from int8pass.experiments.commands import sweep
 from int8pass.export.commands import calibrate, export
 from int8pass.export.tensorrt.commands import check_command, engine_command
 from int8pass.files import write_text

@@ -17,7 +17,7 @@ _CHOICES = {
     "outliers": ("column", "token"),
     "outlier_weights": (None, "original", "dequantized"),
     "break_even": ("off", "measured"),
-    "lowering": ("inductor", "eager"),
+    "lowering": ("inductor", "eager", "tensorrt"),
     "mode": (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
 
@@ -43,9 +43,11 @@ class Int8MixedConfig:
     free_weights: release each float weight once it is quantized; reading it later raises FreedWeightError.
     break_even: "off", or "measured" to leave alone what int8 would make slower: each Linear is timed once, as it is
         lowered, at the rows of the call that is compiled for; times are kept in the user's cache folder.
-    lowering: "inductor", or "eager" to run the ops as they are.
+    lowering: "inductor"; "eager" to run the ops as they are; "tensorrt" for engines through torch-tensorrt (not yet run
+        on a GPU), for which outlier columns come from a profile, or threshold is 0.0.
     mode: Inductor's mode, since torch.compile takes either mode or options.
     inductor: options passed on to Inductor.
+    tensorrt: settings passed on to torch-tensorrt.
     dump_dir: a folder for the text of the graph after every stage; unset, the environment variable INT8PASS_DUMP.
     """
 
@@ -62,6 +64,7 @@ class Int8MixedConfig:
     lowering: str = "inductor"
     mode: str | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
+    tensorrt: Mapping[str, Any] = field(default_factory=dict)
     dump_dir: str | None = None
 
     @classmethod
@@ -84,7 +87,7 @@ class Int8MixedConfig:
                 nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
                 raise ConfigError(
                     f"unknown option {name!r}; did you mean {nearest!r}? The options are: {', '.join(known)}. "
-                    "Options of Inductor go into 'inductor'."
+                    "Options of Inductor go into 'inductor', those of torch-tensorrt into 'tensorrt'."
                 )
         return cls(**given)
 
@@ -100,8 +103,10 @@ class Int8MixedConfig:
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         self._check_skip_modules()
         self._check_profile()
-        if not isinstance(self.inductor, Mapping):
-            raise ConfigError(f"inductor must be a mapping of Inductor's options, not {self.inductor!r}")
+        for name, whose in (("inductor", "Inductor"), ("tensorrt", "torch-tensorrt")):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"{name} must be a mapping of {whose}'s options, not {getattr(self, name)!r}")
+        self._check_tensorrt()
         if self.dump_dir is not None:
             if not isinstance(self.dump_dir, str | os.PathLike):
                 raise ConfigError(f"dump_dir must be a path, not {self.dump_dir!r}")
@@ -111,6 +116,17 @@ class Int8MixedConfig:
                 "outlier_weights='original' needs the float weights that free_weights=True releases; "
                 "leave outlier_weights unset, or free_weights False"
             )
+
+    def _check_tensorrt(self) -> None:
+        if self.lowering != "tensorrt":
+            return
+        if self.threshold and self.profile is None:
+            raise ConfigError(
+                "lowering='tensorrt' cannot find outlier columns in each call yet: pass a profile, made with "
+                "int8pass.calibrate, or threshold 0.0 for no outlier branch"
+            )
+        if self.break_even == "measured":
+            raise ConfigError("break_even='measured' times Inductor's Linears, not TensorRT's: leave it 'off'")
 
     def _check_skip_modules(self) -> None:
         if isinstance(self.skip_modules, str):

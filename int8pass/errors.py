@@ -29,6 +29,10 @@ class CompilerNotFoundError(Int8PassError, RuntimeError):
     """Inductor needs a C++ compiler and none was found."""
 
 
+class UnsupportedDeviceError(Int8PassError, RuntimeError):
+    """A GPU lacks what the int8 kernels need; the message says what, and what runs there instead."""
+
+
 class MissingDependencyError(Int8PassError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
 

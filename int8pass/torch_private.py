@@ -153,6 +153,11 @@ def fake_tensor_mode() -> torch._subclasses.FakeTensorMode:
     return torch._subclasses.FakeTensorMode()
 
 
+def without_fake_tensors() -> contextlib.AbstractContextManager:
+    """A block in which real tensors stay real. Why private: torch-tensorrt runs its passes under a fake tensor mode."""
+    return torch.fx.experimental.proxy_tensor.unset_fake_temporarily()
+
+
 def outside_of_tracing() -> contextlib.AbstractContextManager:
     """A block whose compilations do not see the one that is under way.
 

@@ -20,6 +20,7 @@ from int8pass.released_memory import released
 from int8pass.torch_private import as_plain_tensors, is_tracing, storage_id
 
 _ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
+_ELEMENTS_AT_ONCE_ON_CUDA = 2**24  # a launch for each few rows would take longer than they do
 
 
 class ColumnCounts(NamedTuple):
@@ -163,7 +164,8 @@ def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, 
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
     if form.granularity == "per_tensor":
         scale[:] = form.scale(weight.reshape(1, -1))
-    step = max(1, _ELEMENTS_AT_ONCE // max(1, columns))
+    at_once = _ELEMENTS_AT_ONCE_ON_CUDA if weight.is_cuda else _ELEMENTS_AT_ONCE
+    step = max(1, at_once // max(1, columns))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         if form.granularity != "per_tensor":
@@ -172,10 +174,12 @@ def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, 
     return codes, scale
 
 
-def quantizing_scratch_bytes(rows: int, columns: int, form: WeightQuantization = PER_CHANNEL) -> int:
+def quantizing_scratch_bytes(
+    rows: int, columns: int, form: WeightQuantization = PER_CHANNEL, on_cuda: bool = False
+) -> int:
     """The most that `quantize_weight` holds beside weight and codes: two float32 copies of the rows taken at a time."""
     taken = rows * columns if form.granularity == "per_tensor" else columns
-    return 2 * torch.float32.itemsize * max(_ELEMENTS_AT_ONCE, taken)
+    return 2 * torch.float32.itemsize * max(_ELEMENTS_AT_ONCE_ON_CUDA if on_cuda else _ELEMENTS_AT_ONCE, taken)
 
 
 _METHODS = """size stride dim numel is_floating_point is_complex element_size requires_grad_ is_conj is_neg

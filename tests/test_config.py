@@ -30,6 +30,7 @@ DEFAULTS = dict(
     lowering="inductor",
     mode=None,
     inductor={},
+    tensorrt={},
     dump_dir=None,
 )
 
@@ -96,7 +97,10 @@ def test_legal_options(options):
         ({"skip_modules_default": 1}, "skip_modules_default must be True or False, not 1"),
         ({"free_weights": "yes"}, "free_weights must be True or False, not 'yes'"),
         ({"break_even": "on"}, "break_even must be one of"),
-        ({"lowering": "cuda"}, "lowering must be one of .*'inductor', 'eager'"),
+        ({"lowering": "cuda"}, "lowering must be one of .*'inductor', 'eager', 'tensorrt'"),
+        ({"lowering": "tensorrt"}, "cannot find outlier columns in each call yet: pass a profile"),
+        ({"lowering": "tensorrt", "threshold": 0.0, "break_even": "measured"}, "times Inductor's Linears"),
+        ({"tensorrt": "fast"}, "tensorrt must be a mapping of torch-tensorrt's options"),
         ({"mode": "fast"}, "mode must be one of .*'reduce-overhead'"),
         ({"inductor": "max_autotune"}, "inductor must be a mapping"),
         ({"inductor": None}, "inductor must be a mapping"),

@@ -91,6 +91,13 @@ def test_build_engine_says_what_is_missing_once_the_file_is_written():
     assert "int8pass[tensorrt]" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch_tensorrt") is not None, reason="torch-tensorrt is installed here")
+def test_tensorrt_lowering_says_what_is_missing():
+    result = run_python("examples/tensorrt_lowering.py", "--quick")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "pip install 'int8pass[tensorrt]' on a machine with an NVIDIA GPU" in result.stderr
+
+
 class TinyEmbedder(nn.Module):
     def __init__(self):
         super().__init__()

@@ -67,7 +67,9 @@ def test_the_graphs_shown_are_the_graphs_dumped(python_result, folder):
 def test_shell_line_runs(line, python_result, folder):
     quick = line if "--quick" in line else line.replace(SLOW, f"{SLOW} --quick")
     flags = re.sub(r" --(compare|outliers)\b", "", quick)  # minutes of Inductor each
-    flags = re.sub(r"(int8pass sweep \S+).*", r"\1 --lowering eager --rounds 1 --schemes absmax", flags)
+    flags = re.sub(
+        r"(int8pass sweep \S+).*", r"\1 --lowering eager --rounds 1 --schemes absmax --plot sweep.png", flags
+    )
     flags = re.sub(r"compile_time$", "compile_time --rounds 1 --layers 1", flags)
     flags = re.sub(r"bench\.memory$", "bench.memory --gigabytes 0.2 --only 'float32, eager'", flags)
     flags = re.sub(r"(int8pass bench \w+).*", r"\1 --quick --peers 'float32-eager'", flags)

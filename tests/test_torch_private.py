@@ -308,3 +308,12 @@ def test_outside_of_tracing_hides_the_compilation_that_is_under_way():
     torch._dynamo.reset()
     torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
     assert seen == [True, False, True]
+
+
+def test_without_fake_tensors_leaves_the_mode_that_is_active():
+    mode = torch_private.fake_tensor_mode()
+    with mode:
+        assert hasattr(torch.ones(2), "fake_mode")
+        with torch_private.without_fake_tensors():
+            assert torch.ones(2).tolist() == [1.0, 1.0]
+        assert hasattr(torch.ones(2), "fake_mode")

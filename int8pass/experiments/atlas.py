@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from int8pass.errors import ConfigError
+
 SCHEMA = "int8pass-atlas/1"
 MAGNITUDE = 6.0
 LAYER_SHARE = 0.25
@@ -96,7 +98,12 @@ def outlier_atlas(
     batches: Sequence[Inputs],
     progress: Callable[[str], None] = lambda text: None,
 ) -> Atlas:
-    """Run the model on batches and look at its places, all of one width. `progress` is told each batch's size."""
+    """Run the model on batches and look at its places, all of one width. `progress` is told each batch's size.
+
+    Raises ConfigError without batches.
+    """
+    if not batches:
+        raise ConfigError("there was no batch to run the model on")
     layers = max(place.layer for place in places) + 1
     present: list[Tensor] = []  # a batch each: bool[layers, positions, width]
     values: list[Tensor] = []  # those that reach 6

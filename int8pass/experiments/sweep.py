@@ -7,6 +7,7 @@ model under the same lowering.
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -83,7 +84,12 @@ class Sweep:
         )  # fmt: skip
 
     def to_json(self) -> str:
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1, allow_nan=False)
+        """JSON with a schema name; an error or time that is not finite is null."""
+        document = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        for row in document["rows"]:
+            for name in ("relative_error", "cosine_error", "time"):
+                row[name] = row[name] if math.isfinite(row[name]) else None
+        return json.dumps(document, indent=1, allow_nan=False)
 
 
 def candidates(schemes: Sequence[str] | None = None, thresholds: Sequence[float] = THRESHOLDS) -> tuple[Candidate, ...]:

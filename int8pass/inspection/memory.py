@@ -46,7 +46,7 @@ def weight_memory(
     codes = int8_bytes(rows, columns, packed=False) + (scales - rows) * torch.float32.itemsize
     if not scheme.activations.symmetric:
         codes += scales * torch.int32.itemsize  # code_sums
-    peak = before + copied + codes + quantizing_scratch_bytes(rows, columns, scheme.weights)
+    peak = before + copied + codes + quantizing_scratch_bytes(rows, columns, scheme.weights, tensor.is_cuda)
     if not (fused and scheme.has_default_form and tensor.device.type == "cpu" and columns <= LARGEST_K):
         return WeightMemory(before, codes, peak, kept_float)
     packed = int8_bytes(rows, columns, packed=True)

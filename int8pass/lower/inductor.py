@@ -1,4 +1,4 @@
-"""Inductor: on the CPU a Linear becomes calls of the fused kernel; other ops are opened for Inductor to fuse.
+"""Inductor: a Linear becomes calls of fused kernels, on the CPU or on CUDA; other ops are opened for Inductor to fuse.
 
 before:
     %scale : f32[4] = int8pass.scale_per_token(%x, %mask)
@@ -19,6 +19,7 @@ from int8pass.config import Int8MixedConfig
 from int8pass.errors import CompilerNotFoundError
 from int8pass.graph import keep_provenance, value_of
 from int8pass.lower.fuse_cpu_linear import fuse_cpu_linear
+from int8pass.lower.fuse_cuda_linear import fuse_cuda_linear
 from int8pass.ops import DECOMPOSITIONS
 from int8pass.pipeline import Pass
 from int8pass.program import Program
@@ -63,8 +64,12 @@ def decompose_ops(program: Program) -> int:
     return len(found)
 
 
-# Fuse what the CPU kernel takes, and open the rest for Inductor to fuse.
-PASSES: tuple[Pass, ...] = (Pass("fuse_cpu_linear", fuse_cpu_linear), Pass("decompose_ops", decompose_ops))
+# Fuse what the kernels of the device take, and open the rest for Inductor to fuse.
+PASSES: tuple[Pass, ...] = (
+    Pass("fuse_cpu_linear", fuse_cpu_linear),
+    Pass("fuse_cuda_linear", fuse_cuda_linear),
+    Pass("decompose_ops", decompose_ops),
+)
 
 
 def _require_compiler(example_inputs: list) -> None:

@@ -9,6 +9,7 @@ from int8pass import ops
 from int8pass.errors import VerificationError
 from int8pass.graph import dtype_name, value_of
 from int8pass.kernels.cpu import fused
+from int8pass.kernels.cuda import fused as cuda
 from int8pass.program import Program
 from int8pass.torch_private import OpOverload
 
@@ -58,6 +59,9 @@ TABLE: dict[OpOverload, Signature] = {
     fused.cpu_quantize_static: Signature((FLOATS,), rank=None, results=(UINT8, FLOAT32, BOOL)),
     fused.cpu_static_linear: Signature((FLOATS, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
     fused.cpu_int8_linear: Signature((FLOATS, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
+    cuda.cuda_quantize: Signature((FLOATS,), rank=None, results=(INT8, FLOAT32, INT32)),
+    cuda.cuda_linear: Signature((FLOATS, INT8, FLOAT32, INT32, INT8, FLOAT32, FLOATS, FLOATS), FLOATS),
+    cuda.cuda_int8_linear: Signature((FLOATS, INT8, FLOAT32, FLOATS, FLOATS), FLOATS),
 }
 
 

@@ -22,7 +22,8 @@ def absmax_scale(x: Tensor, mask: Tensor | None = None) -> Tensor:
     magnitude = x.to(torch.float32).abs()
     if mask is not None:
         magnitude = magnitude.masked_fill(mask, 0.0)
-    scale = magnitude.amax(-1) / INT8_MAX
+    largest = magnitude.amax(-1)
+    scale = largest / largest.new_full((), INT8_MAX)  # by a number, CUDA would multiply by its rounded reciprocal
     scale = scale.masked_fill(scale == torch.inf, torch.nan)
     return scale.masked_fill(scale < SMALLEST_NORMAL, 0.0)
 

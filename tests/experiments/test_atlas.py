@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from int8pass.errors import ConfigError
 from int8pass.experiments import atlas_report
 from int8pass.experiments.amplification import amplify, planted_features
 from int8pass.experiments.atlas import Place, bert_places, language_model_places, outlier_atlas
@@ -69,6 +70,11 @@ def test_padding_is_no_position_and_batches_add_up():
     found = outlier_atlas(HandMade(), PLACES, batches, told.append)
     assert found.positions == 40 + POSITIONS and told == ["40 positions", "50 positions"]
     assert found.features[0].positions == pytest.approx(10 / 90)
+
+
+def test_no_batch_is_an_error():
+    with pytest.raises(ConfigError, match="no batch"):
+        outlier_atlas(HandMade(), PLACES, [])
 
 
 def test_places_of_one_layer_count_once():

@@ -99,6 +99,11 @@ def test_best_is_what_no_other_beats_in_both():
     ]  # fmt: skip
 
 
+def test_a_candidate_that_gives_nan_has_no_error_in_json():
+    sweep = Sweep((made_row("absmax", None, float("nan"), 0.5),), (1.0,), "eager", {})
+    assert json.loads(sweep.to_json())["rows"][0]["cosine_error"] is None
+
+
 def test_the_picture_is_drawn(tmp_path):
     from matplotlib.image import imread
 

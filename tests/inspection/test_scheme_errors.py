@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from int8pass import Int8MixedConfig, explain
+from int8pass.inspection.float_run import float_runs
+from int8pass.inspection.observation import Observation
+from int8pass.inspection.scheme_errors import scheme_noise
 from int8pass.quantization.scheme import SCHEMES
 from tests import reference_schemes
 from tests.linear_models import IN, OUT, Mlp, bounded, frozen
@@ -42,23 +45,15 @@ def test_every_error_is_that_of_float64(options):
 
 
 def test_noise_of_several_calls_adds_up():
-    """The same graph runs twice: its Linear has one row."""
-
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.block = frozen(nn.Linear(IN, OUT))
-
-        def forward(self, x):
-            y = self.half(x[:8])
-            return y + self.half(x[8:])
-
-        @torch._dynamo.disable(recursive=False)
-        def half(self, x):
-            return self.block(x)
-
-    rows = explain(Twice(), (inputs(),), schemes=("llm.int8",)).rows
-    assert rows and all(row.schemes[0].snr_db == pytest.approx(row.snr_db) for row in rows)
+    observation, x = Observation(), inputs()
+    with float_runs(frozen(nn.Linear(IN, OUT)), (x,), None, Int8MixedConfig()) as runs:
+        seen = []
+        for _ in range(2):
+            runs.run(lambda call: seen.append(scheme_noise(call, ("absmax",))) or call.y)
+    for noise in seen:
+        observation.scheme_noise.update(noise)
+    assert seen[0]["absmax"] == seen[1]["absmax"] > 0
+    assert observation.scheme_noise == {"absmax": 2 * seen[0]["absmax"]}
 
 
 def test_text_and_json_hold_them_only_when_asked_for():

@@ -3,59 +3,26 @@
 Every name that is used exists, and errors are typed. Nothing is built or run: that takes the libraries and a GPU.
 """
 
-import importlib.util
 import json
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.export.tensorrt import stand_in_libraries
 from tests.export.tensorrt.bindings_probe import ONLY_IN_10
 from tests.export.tensorrt.onnx_text import PLAIN, write
 
-BINDINGS = importlib.util.find_spec("tensorrt_bindings")
-COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("g++")
-pytestmark = [
-    pytest.mark.skipif(
-        BINDINGS is None,
-        reason="the bindings are not installed: pip install --no-deps tensorrt_cu13_bindings "
-        "(or 'tensorrt_cu12_bindings<11' for TensorRT 10)",
-    ),
-    pytest.mark.skipif(COMPILER is None, reason="no C compiler for the stand-ins"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("tensorrt_libs") is not None,
-        reason="the real libraries are installed: build an engine",
-    ),
-]
-# The nine functions that the bindings link to; each gives a null pointer, which means failure.
-FUNCTIONS = (
-    "createInferBuilder_INTERNAL",
-    "createInferRuntime_INTERNAL",
-    "createInferRefitter_INTERNAL",
-    "createNvOnnxParser_INTERNAL",
-    "createNvOnnxParserRefitter_INTERNAL",
-    "getNvOnnxParserVersion",
-    "getPluginRegistry",
-    "getBuilderPluginRegistry",
-    "initLibNvInferPlugins",
-)
+pytestmark = stand_in_libraries.SKIPS
 
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bindings")
-    (folder / "libraries").mkdir()
-    (folder / "none.c").write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in FUNCTIONS))
-    (module,) = Path(BINDINGS.origin).parent.glob("tensorrt*.so")
-    for name in sorted(set(re.findall(rb"libnv\w+\.so\.\d+", module.read_bytes()))):
-        library = folder / "libraries" / name.decode()
-        soname = f"-Wl,-soname,{library.name}"
-        subprocess.run([COMPILER, "-shared", "-fPIC", soname, "-o", library, folder / "none.c"], check=True)
+    libraries = stand_in_libraries.build(folder)
     model = write(PLAIN, folder / "model.onnx")
-    command = [sys.executable, "-m", "tests.export.tensorrt.bindings_probe", folder / "libraries", model]
+    command = [sys.executable, "-m", "tests.export.tensorrt.bindings_probe", libraries, model]
     root = Path(__file__).parents[3]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
     assert result.returncode == 0, result.stderr

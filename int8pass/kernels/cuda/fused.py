@@ -1,0 +1,172 @@
+"""The ops of the fused CUDA kernels: schema, shape function and implementation of each.
+
+Triton is imported when an op first runs. Nothing waits for the device: how many outlier columns there are, and which,
+stays in its memory, so a CUDA graph captures every op.
+"""
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from int8pass.errors import MissingDependencyError, UnsupportedDeviceError
+from int8pass.torch_private import OpOverload
+
+logger = logging.getLogger(__name__)
+
+_LIBRARY = torch.library.Library("int8pass", "FRAGMENT")
+# |sums| <= 127 * 127 * K stays below 2**31.
+LARGEST_K = 2**31 // 127**2
+# Up to here a Linear is one kernel, which reads each weight once.
+FEW_ROWS = 16
+# Which features are outliers: none, columns that hold one, single elements, or columns known beforehand.
+NONE, COLUMN, TOKEN, LISTED = range(4)
+OLDEST_CAPABILITY = (7, 5)  # Turing: the first with int8 tensor cores
+
+
+def _define(schema: str, fake, implementation) -> OpOverload:
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"int8pass::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.int8pass, name).default
+
+
+# --- cuda_quantize: codes int8[..., K], scale float32[...], outlier columns int32[K + 1]: their number, then which
+# (empty at threshold 0 and for columns known beforehand)
+
+
+def _cuda_quantize(x, threshold, per_token, columns=None):
+    from int8pass.kernels.cuda.quantize import quantize
+
+    _require(x)
+    rows = _rows(x)
+    flags = None if columns is None else known_columns(tuple(columns), x.shape[-1], x.device)[0]
+    codes, scale, found = quantize(rows, _outliers(threshold, per_token, columns), threshold, flags)
+    return codes.reshape(x.shape), scale.reshape(x.shape[:-1]), found
+
+
+def _cuda_quantize_fake(x, threshold, per_token, columns=None):
+    found = 0 if columns is not None or threshold == 0.0 else x.shape[-1] + 1
+    return (
+        torch.empty(x.shape, dtype=torch.int8, device=x.device),
+        torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device),
+        torch.empty(found, dtype=torch.int32, device=x.device),
+    )
+
+
+cuda_quantize = _define(
+    "cuda_quantize(Tensor x, float threshold, bool per_token, int[]? columns=None) -> (Tensor, Tensor, Tensor)",
+    _cuda_quantize_fake,
+    _cuda_quantize,
+)
+
+
+# --- cuda_linear: the Linear of a quantized x; weight float[N, K], or None to dequantize outlier columns from w_codes
+
+
+def _cuda_linear(x, codes, scale, found, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns=None):
+    from int8pass.kernels.cuda.gemm import int8_gemm
+
+    _require(x)
+    if columns is not None:
+        found = known_columns(tuple(columns), x.shape[-1], x.device)[1]
+    y = int8_gemm(
+        codes.reshape(-1, codes.shape[-1]), scale.reshape(-1), w_codes, w_scale, bias, _rows(x), weight, found,
+        _outliers(threshold, per_token, columns), threshold, dtype,
+    )  # fmt: skip
+    return y.reshape(*x.shape[:-1], w_scale.shape[0])
+
+
+def _cuda_linear_fake(
+    x, codes, scale, found, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns=None
+):
+    return torch.empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype, device=x.device)
+
+
+cuda_linear = _define(
+    "cuda_linear(Tensor x, Tensor codes, Tensor scale, Tensor found, Tensor w_codes, Tensor w_scale, Tensor? bias, "
+    "Tensor? weight, float threshold, bool per_token, ScalarType dtype, int[]? columns=None) -> Tensor",
+    _cuda_linear_fake,
+    _cuda_linear,
+)
+
+
+# --- cuda_int8_linear: both in one, for an input that no other Linear reads, and for few rows
+
+
+def _cuda_int8_linear(x, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns=None):
+    from int8pass.kernels.cuda.few_rows import few_rows_linear
+
+    _require(x)
+    rows = _rows(x)
+    if rows.shape[0] > FEW_ROWS or rows.numel() == 0:
+        quantized = _cuda_quantize(x, threshold, per_token, columns)
+        return _cuda_linear(x, *quantized, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns)
+    flags = None if columns is None else known_columns(tuple(columns), x.shape[-1], x.device)[0]
+    kind = _outliers(threshold, per_token, columns)
+    y = few_rows_linear(rows, w_codes, w_scale, bias, weight, flags, kind, threshold, dtype)
+    return y.reshape(*x.shape[:-1], w_scale.shape[0])
+
+
+def _cuda_int8_linear_fake(x, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns=None):
+    return torch.empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype, device=x.device)
+
+
+cuda_int8_linear = _define(
+    "cuda_int8_linear(Tensor x, Tensor w_codes, Tensor w_scale, Tensor? bias, Tensor? weight, float threshold, "
+    "bool per_token, ScalarType dtype, int[]? columns=None) -> Tensor",
+    _cuda_int8_linear_fake,
+    _cuda_int8_linear,
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def known_columns(columns: tuple[int, ...], features: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The columns of a profile on the device: flags int8[K], and int32[1 + J], their number, then they themselves.
+
+    Made once, when a graph is compiled: a copy from the host is nothing that a CUDA graph may capture.
+    """
+    flags = torch.zeros(features, dtype=torch.int8)
+    flags[list(columns)] = 1
+    listed = torch.tensor([len(columns), *sorted(columns)], dtype=torch.int32)
+    return flags.to(device), listed.to(device)
+
+
+def _outliers(threshold: float, per_token: bool, columns: list[int] | None) -> int:
+    if columns is not None:
+        return LISTED
+    if threshold == 0.0:
+        return NONE
+    return TOKEN if per_token else COLUMN
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x as [M, K] with contiguous rows; copied only where it lies otherwise."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _require(x: Tensor) -> None:
+    if x.device.type == "cuda":
+        require_device(x.device)
+
+
+@functools.cache
+def require_device(device: torch.device) -> None:
+    """Raise UnsupportedDeviceError for a GPU without int8 tensor cores, MissingDependencyError without Triton."""
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip or capability < OLDEST_CAPABILITY:
+        name, found = torch.cuda.get_device_name(device), ".".join(map(str, capability))
+        raise UnsupportedDeviceError(
+            f"{name} (compute capability {found}) has no int8 tensor cores that int8pass uses: it needs an NVIDIA GPU "
+            "of compute capability 7.5 or newer. options={'lowering': 'eager'} runs the ops one by one, slower than "
+            "the float model."
+        )
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "int8 on CUDA needs Triton, which PyTorch's CUDA builds bring along: pip install 'int8pass[gpu]'"
+        ) from error

@@ -1,0 +1,115 @@
+"""CUDA: a rewritten Linear becomes one op of Triton kernels; Linears with a common input share its quantization.
+
+before:
+    %outlier_mask : bool[64] = int8pass.outlier_mask(%x, 6.0, 'column')
+    %scale_per_token : f32[32] = int8pass.scale_per_token(%x, %outlier_mask)
+    %quantize_per_token : i8[32, 64] = int8pass.quantize_per_token(%x, %scale_per_token, %outlier_mask)
+    %int8_mm : i32[32, 48] = int8pass.int8_mm(%quantize_per_token, %w_codes)
+    %outlier_mm : f32[32, 48] = int8pass.outlier_mm(%x, %outlier_mask, %w)
+    %dequantize : f16[32, 48] = int8pass.dequantize(%int8_mm, %scale_per_token, %w_scale, %outlier_mm, %bias, float16)
+after:
+    %cuda_int8_linear : f16[32, 48] = int8pass.cuda_int8_linear(%x, %w_codes, %w_scale, %bias, %w, 6.0, False, float16)
+or, where %x has several readers and more than a few rows:
+    %cuda_quantize : (i8[32, 64], f32[32], i32[65]) = int8pass.cuda_quantize(%x, 6.0, False)
+    %getitem : i8[32, 64] = getitem(%cuda_quantize, 0)
+    ...
+    %cuda_linear : f16[32, 48] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %w_codes, %w_scale, ...)
+
+A profile's columns follow as a last argument.
+"""
+
+import math
+import operator
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from int8pass import ops
+from int8pass.graph import insert, replace, value_of
+from int8pass.kernels.cuda import fused
+from int8pass.program import Program
+
+
+@dataclass(frozen=True)
+class Match:
+    """The parts of one rewritten Linear. mask: None without an outlier branch; weight: None to dequantize columns."""
+
+    dequantize: fx.Node
+    quantize: fx.Node
+    codes: fx.Node
+    mask: fx.Node | None
+    weight: fx.Node | None
+
+    @property
+    def x(self) -> fx.Node:
+        return self.quantize.args[0]
+
+    @property
+    def outlier_rule(self) -> tuple[float, bool]:
+        """threshold and per_token; 0.0 where the kernel is to look for no outliers."""
+        if self.mask is None or self.mask.target is not ops.outlier_mask:
+            return 0.0, False
+        _, threshold, outliers = self.mask.args
+        return threshold, outliers == "token"
+
+    @property
+    def known_columns(self) -> tuple[tuple[int, ...], ...]:
+        """The columns of a profile, as the last argument of an op; no argument without a profile."""
+        return (tuple(self.mask.args[1]),) if self.mask is not None and self.mask.target is ops.column_mask else ()
+
+
+def fuse_cuda_linear(program: Program) -> int:
+    """Fuse every rewritten Linear on CUDA. Returns how many. Raises UnsupportedDeviceError, MissingDependencyError."""
+    found = [match for node in list(program.graph.nodes) if (match := _match(node)) is not None]
+    for match in found:
+        _prepare(match)
+    readers = Counter(match.quantize for match in found if not _has_few_rows(match.x))
+    shared: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    for match in found:
+        if readers[match.quantize] > 1 and match.quantize not in shared:
+            shared[match.quantize] = _quantize(match)
+    for match in found:
+        replace(match.dequantize, _linear(match, shared.get(match.quantize, ())))
+    return len(found)
+
+
+def _match(node: fx.Node) -> Match | None:
+    if node.target is not ops.dequantize or value_of(node).device.type != "cuda":
+        return None
+    sums, _, _, outlier, _, _ = node.args
+    quantize, codes = sums.args
+    if quantize.target is not ops.quantize_per_token or not 0 < value_of(codes).shape[1] <= fused.LARGEST_K:
+        return None
+    weight = outlier.args[2] if outlier is not None and outlier.args[2] is not codes else None
+    return Match(node, quantize, codes, quantize.args[2], weight)
+
+
+def _prepare(match: Match) -> None:
+    """Check the device, and put a profile's columns there."""
+    x = value_of(match.x)
+    if torch.cuda.is_available():  # not where a graph is only looked at, on a machine without a GPU
+        fused.require_device(x.device)
+        for columns in match.known_columns:
+            fused.known_columns(columns, x.shape[-1], x.device)
+
+
+def _has_few_rows(x: fx.Node) -> bool:
+    """Whether x has so few rows that each Linear quantizes it within its one kernel."""
+    rows = math.prod(value_of(x).shape[:-1])
+    return isinstance(rows, int) and rows <= fused.FEW_ROWS
+
+
+def _quantize(match: Match) -> tuple[fx.Node, ...]:
+    result = insert(match.quantize, fused.cuda_quantize, match.x, *match.outlier_rule, *match.known_columns)
+    return tuple(insert(match.quantize, operator.getitem, result, index) for index in range(3))
+
+
+def _linear(match: Match, quantized: tuple[fx.Node, ...]) -> fx.Node:
+    op = fused.cuda_linear if quantized else fused.cuda_int8_linear
+    *_, w_scale, _, bias, dtype = match.dequantize.args
+    return insert(
+        match.dequantize, op, match.x, *quantized, match.codes, w_scale, bias, match.weight, *match.outlier_rule,
+        dtype, *match.known_columns,
+    )  # fmt: skip

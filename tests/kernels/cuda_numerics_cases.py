@@ -1,0 +1,154 @@
+"""Each CUDA kernel against the float64 reference."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from int8pass.kernels.cuda import fused
+from int8pass.kernels.cuda.arithmetic import COLUMN, LISTED, NONE, TOKEN
+from int8pass.kernels.cuda.few_rows import few_rows_linear
+from tests.kernels.cuda_inputs import DTYPES, Case, planted
+
+RULES = [(0.0, "column"), (6.0, "column"), (6.0, "token"), (1.0, "column"), (1.0, "token")]
+# M, K, N: off every block size, a single feature, a single output
+SHAPES = [(1, 70, 33), (3, 129, 40), (19, 70, 70), (40, 1, 1), (70, 33, 1)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("threshold, outliers", RULES)
+def test_shapes_dtypes_and_outlier_rules(threshold, outliers, dtype):
+    for number, (rows, features, outputs) in enumerate(SHAPES):
+        weight, bias = planted(outputs, features, dtype, 0), planted(1, outputs, dtype, 0)[0]
+        x = planted(rows, features, dtype, 3)
+        Case(x, weight, bias, threshold, outliers, original=number % 2 == 0).check_all()
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_any_linear(data):
+    rows, features = data.draw(st.integers(1, 40), "M"), data.draw(st.integers(1, 90), "K")
+    outputs, dtype = data.draw(st.integers(1, 70), "N"), data.draw(st.sampled_from(DTYPES), "dtype")
+    x = planted(rows, features, dtype, data.draw(st.integers(0, features), "outlier columns"))
+    weight = planted(outputs, features, dtype, 0)
+    bias = planted(1, outputs, dtype, 0)[0] if data.draw(st.booleans(), "bias") else None
+    threshold, outliers = data.draw(st.sampled_from(RULES), "rule")
+    for _ in range(data.draw(st.integers(0, 2), "special values")):
+        row, column = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, features - 1))
+        x[row, column] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 6.0, -6.0, 1e-40]))
+    x[data.draw(st.integers(0, rows - 1), "zero row")] = 0.0
+    Case(x, weight, bias, threshold, outliers).check_all()
+
+
+@pytest.mark.parametrize("rows", [2, 18])
+@pytest.mark.parametrize("outliers", ["column", "token"])
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_column_an_outlier(rows, outliers, original, dtype):
+    """More outlier columns than any chunk holds, and codes that are all 0."""
+    x = planted(rows, 83, dtype, 83) + 7.0 * (1 + torch.arange(83) % 2)
+    x[0] = 9.0
+    case = Case(x.to(dtype), planted(21, 83, dtype, 0), planted(1, 21, dtype, 0)[0], 1e-3, outliers, original)
+    assert case.quantize()[2][0] == 83
+    case.check_all()
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("threshold, outliers", RULES)
+def test_not_a_number_and_infinity(rows, threshold, outliers):
+    x = planted(rows, 40, torch.float32, 2)
+    x[0, 3], x[1, 5], x[2, 7], x[2, 8] = torch.nan, torch.inf, -torch.inf, torch.nan
+    case = Case(x, planted(17, 40, torch.float32, 0), None, threshold, outliers)
+    for y in case.check_all():
+        assert y[0].isnan().all() and y[2].isnan().all()
+        assert not y[3:].isnan().any()
+
+
+@pytest.mark.parametrize("rows", [5, 17])
+def test_rows_of_zeros_and_of_subnormals(rows):
+    """Below the smallest normal scale a row has codes 0, and gives its bias."""
+    x = planted(rows, 33, torch.float32, 0)
+    x[0], x[1], x[2] = 0.0, 1e-39, 2.0**-119  # its scale is just above 2**-126
+    bias = planted(1, 9, torch.float32, 0)[0]
+    case = Case(x, planted(9, 33, torch.float32, 0), bias)
+    codes, scale, _ = case.quantize()
+    assert not codes[:2].any() and not scale[:2].any() and scale[2] > 0 and codes[2].abs().max() == 127
+    for y in case.check_all():
+        assert torch.equal(y[:2], bias.expand(2, 9))
+
+
+def test_ties_round_to_even():
+    scale = 1.0
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, 3.0]])
+    codes, found, _ = fused.cuda_quantize(x, 0.0, False)
+    assert found.tolist() == [scale]
+    assert codes.tolist() == [[127, 0, 2, 2, 0, -2, -2, 126, 3]]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+@pytest.mark.parametrize("kind", [NONE, COLUMN, TOKEN, LISTED], ids=["none", "column", "token", "listed"])
+def test_parts_of_few_rows_add_up(rows, kind):
+    """Split along K, the sums are the same integers; so is every bit of the result."""
+    x, weight = planted(rows, 2100, torch.float16, 20), planted(40, 2100, torch.float16, 0)
+    case = Case(x, weight, planted(1, 40, torch.float16, 0)[0])
+    flags = torch.zeros(2100, dtype=torch.int8)
+    flags[::100] = 1
+    arguments = (case.quantized.codes, case.quantized.scale, case.bias, weight, flags, kind.value, 6.0, torch.float32)
+    whole = few_rows_linear(x, *arguments, parts=1)
+    for parts in (2, 3, 8):
+        assert torch.equal(few_rows_linear(x, *arguments, parts=parts), whole)
+
+
+@pytest.mark.parametrize("rows", [4, 20])
+@pytest.mark.parametrize("original", [True, False])
+def test_columns_of_a_profile(rows, original):
+    """The named columns are the outliers, whatever x holds: as if only they reached the threshold."""
+    columns = (3, 17, 40, 41)
+    x, weight = planted(rows, 50, torch.float32, 0).clamp(-5, 5), planted(23, 50, torch.float32, 0)
+    x[:, 8] = 100.0  # reaches the threshold, and is not named
+    q = Case(x, weight, None).quantized
+    rest = (q.codes, q.scale, None, weight if original else None, 0.0, False, torch.float32, columns)
+    codes, scale, found = fused.cuda_quantize(x, 0.0, False, columns)
+    assert found.numel() == 0 and not codes[:, columns].any()
+    regular = x.clone()
+    regular[:, columns] = 0.0
+    plain = Case(regular, weight, None, threshold=0.0)
+    assert torch.equal(codes, plain.quantize()[0]) and torch.equal(scale, plain.quantize()[1])
+    source = weight.double() if original else q.codes.double() * q.scale.double()[:, None]
+    accumulated = codes.double() @ q.codes.double().t() * scale.double()[:, None] * q.scale.double()
+    expected = accumulated + x[:, columns].double() @ source[:, columns].t()
+    for y in (fused.cuda_linear(x, codes, scale, found, *rest), fused.cuda_int8_linear(x, *rest)):
+        torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [3, 30])
+def test_weights_and_inputs_of_any_strides(rows):
+    """A transposed weight (transformers' Conv1D), an x whose rows or columns are apart, leading dimensions."""
+    base = planted(2 * rows, 80, torch.float32, 4)
+    stored = planted(40, 24, torch.float32, 0)
+    for x in (base[::2, :40], base[:rows, ::2], base.t()[:40, :rows].t()):
+        flat = Case(x, stored.t(), None).check_all()
+        batched = Case(x.unsqueeze(1), stored.t(), None).results()
+        for y, expected in zip(batched, flat, strict=True):
+            assert torch.equal(y, expected.unsqueeze(1))
+
+
+def test_no_rows():
+    case = Case(torch.empty(0, 20), planted(5, 20, torch.float32, 0), None)
+    codes, scale, found = case.quantize()
+    assert codes.shape == (0, 20) and scale.shape == (0,) and found[0] == 0
+    assert [y.shape for y in case.results()] == [(0, 5), (0, 5)]
+
+
+def test_largest_sums_are_exact():
+    """All codes at +-127 over a K where float32 could not hold the sums."""
+    x = torch.ones(17, 4099)
+    weight = torch.ones(3, 4099)
+    weight[1] = -1.0
+    weight[2, ::2] = -1.0
+    x[:, 1:2] = 1.0 / 127
+    case = Case(x, weight, None, threshold=0.0)
+    expected = (case.quantize()[0].long() @ case.quantized.codes.long().t()).double() / 127**2
+    for y in case.results():
+        torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=0)

@@ -1,0 +1,128 @@
+"""The lowering through torch-tensorrt's real Python and TensorRT's real bindings: evidence of the contract only.
+
+Capture, partitioning and conversion are torch-tensorrt's own; the network is a double that checks and computes layers.
+No engine is built or run: that takes TensorRT's libraries and a GPU.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.export.tensorrt import stand_in_libraries
+from tests.lower.tensorrt.converters_probe import LINEARS
+
+PACKAGE = importlib.util.find_spec("torch_tensorrt")
+MINOR = ".".join(torch.__version__.split(".")[:2])
+pytestmark = [
+    *stand_in_libraries.SKIPS,
+    pytest.mark.skipif(
+        PACKAGE is None or importlib.util.find_spec("dllist") is None,
+        reason=f"torch-tensorrt is not installed: pip install --no-deps 'torch-tensorrt=={MINOR}.*' dllist and the "
+        "tensorrt_cu13_bindings that it names",
+    ),
+    pytest.mark.skipif(
+        PACKAGE is not None and not importlib.metadata.version("torch-tensorrt").startswith(f"{MINOR}."),
+        reason="torch-tensorrt is for another PyTorch",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the probe printed, by kind and name."""
+    folder = tmp_path_factory.mktemp("tensorrt")
+    libraries = stand_in_libraries.build(folder)
+    package = Path(PACKAGE.origin).parent
+    command = [sys.executable, "-m", "tests.lower.tensorrt.converters_probe", libraries, package, folder / "package"]
+    root = Path(__file__).parents[3]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=root)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"kind"')]
+    return {(line["kind"], line["name"]): line for line in lines}
+
+
+@pytest.fixture
+def check(found):
+    def of(name):
+        result = found["check", name]
+        assert not isinstance(result.get("error"), str), result["error"]
+        return result
+
+    return of
+
+
+@pytest.mark.parametrize("name", LINEARS)
+def test_a_linear_follows_the_reference(found, name):
+    result = found["linear", name]
+    assert not isinstance(result.get("error"), str), result["error"]
+    assert result["error"] <= 1
+    assert result["codes_off"] <= 1 and result["share_off"] < 0.01
+
+
+@pytest.mark.parametrize("name", LINEARS)
+def test_the_engine_holds_the_weights_and_multiplies_once_in_int8(found, name):
+    result = found["linear", name]
+    assert result["inputs"] == 1
+    assert result["kinds"].count("add_quantize") == 1 and result["kinds"].count("add_dequantize") == 2
+    columns = LINEARS[name].get("threshold", 6.0) > 0
+    assert (
+        result["kinds"].count("add_matrix_multiply") == 1 + columns and result["kinds"].count("add_gather") == columns
+    )
+
+
+def test_a_row_of_nan_or_infinity_is_nan(found):
+    assert found["linear", "rows of zeros, tiny values, NaN and infinity"]["rows_of_nan"] == 2
+
+
+def test_a_dynamic_batch(check):
+    assert check("dynamic_batch")["input"] == [-1, 24] and 0 < check("dynamic_batch")["error"] < 0.02
+
+
+def test_inputs_by_name(check):
+    assert 0 < check("by_name")["error"] < 0.02
+
+
+def test_torch_compile_builds_one_engine_for_all_batches(check):
+    result = check("compiled")
+    assert (result["engines"], result["inputs"]) == (1, [[-1, 24]]) and 0 < result["error"] < 0.02
+
+
+def test_linears_with_a_common_input_quantize_it_once(check):
+    result = check("two_linears")
+    assert (result["engines"], result["quantize"], result["multiply"]) == (1, 1, 2) and 0 < result["error"] < 0.02
+
+
+@pytest.mark.parametrize("name", ("changed_weight", "shared_graph"))
+def test_another_weight_than_the_engines_is_an_error(check, name):
+    result = check(name)
+    assert result["type"] == "EngineError" and "constant of a TensorRT engine" in result["message"]
+
+
+def test_a_failed_build_is_an_error(check):
+    result = check("failed_build")
+    assert result["type"] == "EngineError" and result["message"].endswith("no kernel fits")
+
+
+def test_settings(check):
+    result = check("settings")
+    fixed = {"pass_through_build_failures": True, "dryrun": False}
+    assert result["default"] == {"min_block_size": 1, "disable_tf32": True, **fixed}
+    assert result["given"] == {"min_block_size": 3, "disable_tf32": True, "workspace_size": 1024, **fixed}
+    assert "no setting 'min_blocksize'; did you mean 'min_block_size'?" in result["unknown"]
+    assert "pass_through_build_failures is always True" in result["fixed"] and result["repeated"] is True
+
+
+def test_each_converter_is_registered_once_and_takes_dynamic_shapes(check):
+    converters = check("registry")["converters"]
+    assert all(found == [True] for found in converters.values()) and len(converters) == 5
+
+
+def test_saving_takes_what_the_example_gives_it(check):
+    result = check("saving")
+    assert {"module", "file_path", "kwarg_inputs"} <= set(result["save"]) and "file_path" in result["load"]

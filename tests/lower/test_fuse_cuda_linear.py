@@ -1,0 +1,136 @@
+"""The CUDA lowering on fake CUDA tensors: which ops a graph consists of, on a machine without a GPU."""
+
+# ruff: noqa: E501 (golden texts)
+
+import expecttest
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._pytree import tree_map
+
+from int8pass import pipeline
+from int8pass.graph import operation, value_of
+from int8pass.lower import inductor
+from int8pass.passes.verify_ops import verify_ops
+from int8pass.quantization.profile import Profile, ProfiledLayer, weight_fingerprint
+from tests.graphs import holder, program_of, signs, text_of
+
+THREE = dict(q=(6, 16), k=(6, 16), v=(10, 16))
+OPTIONS = [{}, {"threshold": 0.0}, {"outliers": "token"}, {"outlier_weights": "dequantized"}]
+# What reads a size or a value back to the host, or gives a result whose shape depends on values.
+SYNCHRONIZING = ("nonzero", "item", "_local_scalar_dense", "masked_select", "index_put_", "unique", "where", "cpu")
+
+
+def projections(m, x):
+    return F.linear(x, m.q), F.linear(x, m.k), F.linear(x, m.v)
+
+
+def lowered(call, *inputs, dynamic=False, **options):
+    """The program after all passes, lowered for Inductor as if its tensors were on a GPU."""
+    return _lower(program_of(call, *inputs, dynamic=dynamic, **options))
+
+
+def _lower(program):
+    pipeline.run(program)
+    for node in program.graph.nodes:
+        node.meta["val"] = tree_map(_on_cuda, value_of(node))
+        node.meta.pop("example_value", None)
+    pipeline.run(program, passes=inductor.PASSES)
+    verify_ops(program)
+    return program
+
+
+def _on_cuda(value):
+    if not isinstance(value, torch.Tensor):
+        return value
+    with value.fake_mode:
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+
+
+def operations(program):
+    return [operation(node) for node in program.graph.nodes if operation(node)]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_linear_is_one_op(options):
+    program = lowered(holder(lambda m, x: F.linear(x, m.w), w=(6, 16)), signs(20, 16), **options)
+    assert operations(program) == ["cuda_int8_linear"]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_linears_with_one_input_share_its_quantization(options):
+    program = lowered(holder(projections, **THREE), signs(2, 10, 16), **options)
+    assert operations(program) == ["cuda_quantize", *["getitem"] * 3, *["cuda_linear"] * 3]
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_few_rows_are_quantized_in_each_kernel(rows):
+    program = lowered(holder(projections, **THREE), signs(rows, 16))
+    assert operations(program) == ["cuda_int8_linear"] * 3
+
+
+def test_an_unknown_number_of_rows_is_shared():
+    program = lowered(holder(projections, **THREE), signs(20, 16), dynamic=True)
+    assert operations(program).count("cuda_quantize") == 1
+    assert operations(program).count("cuda_linear") == 3
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_no_shape_depends_on_values_and_nothing_waits(options, dynamic):
+    program = lowered(holder(projections, **THREE), signs(20, 16), dynamic=dynamic, **options)
+    for node in program.graph.nodes:
+        assert operation(node) not in SYNCHRONIZING
+        tree_map(_assert_backed, value_of(node))
+
+
+def _assert_backed(value):
+    sizes = value.shape if isinstance(value, torch.Tensor) else ()
+    assert not any(str(size).startswith("u") for size in sizes)
+
+
+def test_columns_of_a_profile():
+    module, x = holder(projections, **THREE), signs(20, 16)
+    layers = [
+        ProfiledLayer(name, tuple(weight.shape), 1.0, (2, 7), weight_fingerprint(weight))
+        for name, weight in module.named_parameters()
+    ]
+    program = lowered(module, x, profile=Profile(tuple(layers), threshold=6.0, batches=1))
+    assert operations(program) == ["cuda_quantize", *["getitem"] * 3, *["cuda_linear"] * 3]
+    for node in program.graph.nodes:
+        if operation(node) in ("cuda_quantize", "cuda_linear"):
+            assert node.args[-1] == (2, 7)
+
+
+def test_graphs_that_need_gradients_stay_op_by_op():
+    """The bias is added by plain operations there, and the sums reach a straight-through estimator."""
+    program = program_of(holder(lambda m, x: F.linear(x, m.w), w=(6, 16)), signs(20, 16).requires_grad_(), grad=True)
+    assert "cuda_int8_linear" in operations(_lower(program)) and "straight_through" in operations(program)
+
+
+class Text(expecttest.TestCase):
+    def test_shared(self):
+        program = lowered(holder(projections, **THREE), signs(2, 10, 16), outliers="token")
+        self.assertExpectedInline(
+            text_of(program),
+            """\
+%cuda_quantize : (i8[2, 10, 16], f32[2, 10], i32[17]) = int8pass.cuda_quantize(%x, 6.0, True)
+%getitem : i8[2, 10, 16] = getitem(%cuda_quantize, 0)
+%getitem_1 : f32[2, 10] = getitem(%cuda_quantize, 1)
+%getitem_2 : i32[17] = getitem(%cuda_quantize, 2)
+%cuda_linear : f32[2, 10, 6] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %q_codes, %q_scale, None, %q, 6.0, True, float32)
+%cuda_linear_1 : f32[2, 10, 6] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %k_codes, %k_scale, None, %k, 6.0, True, float32)
+%cuda_linear_2 : f32[2, 10, 10] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %v_codes, %v_scale, None, %v, 6.0, True, float32)
+return (%cuda_linear, %cuda_linear_1, %cuda_linear_2)
+""",
+        )
+
+    def test_alone(self):
+        program = lowered(holder(lambda m, x: F.linear(x, m.w, m.b), w=(6, 16), b=(6,)), signs(4, 16))
+        self.assertExpectedInline(
+            text_of(program),
+            """\
+%cuda_int8_linear : f32[4, 6] = int8pass.cuda_int8_linear(%x, %w_codes, %w_scale, %b, %w, 6.0, False, float32)
+return (%cuda_int8_linear,)
+""",
+        )
