@@ -125,6 +125,9 @@ class Int8MixedConfig:
                 "lowering='tensorrt' cannot find outlier columns in each call yet: pass a profile, made with "
                 "int8pass.calibrate, or threshold 0.0 for no outlier branch"
             )
+        if not self.scheme.has_default_form or self.activations == "static":
+            names = ", ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.has_default_form)
+            raise ConfigError(f"lowering='tensorrt' takes schemes {names} with activations='dynamic'")
         if self.break_even == "measured":
             raise ConfigError("break_even='measured' times Inductor's Linears, not TensorRT's: leave it 'off'")
 
@@ -151,10 +154,10 @@ class Int8MixedConfig:
                 "activations='static' takes its ranges from a profile: make one with int8pass.calibrate and pass it as "
                 "'profile'"
             )
-        if self.activations == "static" and self.profile.has_outlier_columns and not self.scheme.decomposition:
+        if self.activations == "static" and self.profile.has_outlier_columns and not self.threshold:
             raise ConfigError(
                 f"the ranges of this profile leave its outlier columns out, and scheme {self.scheme.name!r} has no "
-                "outlier branch: calibrate with options={'threshold': 0.0}"
+                "outlier branch at threshold 0: calibrate with options={'threshold': 0.0}"
             )
         if self.profile is not None and self.outliers == "token":
             raise ConfigError("a profile names whole columns: it goes with outliers='column', not with 'token'")

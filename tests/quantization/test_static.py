@@ -222,8 +222,12 @@ def test_refusals(tmp_path):
         Int8MixedConfig(activations="calibrated")
     with pytest.raises(ConfigError, match="activations='static' takes its ranges from a profile"):
         Int8MixedConfig(activations="static")
-    with pytest.raises(ConfigError, match="scheme 'absmax' has no outlier branch: calibrate with"):
+    with pytest.raises(ConfigError, match="scheme 'absmax' has no outlier branch at threshold 0: calibrate"):
         Int8MixedConfig(**static(profile, "absmax"))
+    with pytest.raises(ConfigError, match=r"scheme 'llm.int8' has no outlier branch at threshold 0: calibrate"):
+        Int8MixedConfig(**static(profile), threshold=0.0)
+    with pytest.raises(ConfigError, match=r"lowering='tensorrt' takes schemes .* with activations='dynamic'"):
+        Int8MixedConfig(**static(profile), lowering="tensorrt")
     with pytest.raises(ConfigError, match="activations='static' needs the pass"):
         quantize_(frozen(Mlp()), options=static(profile))
     with pytest.raises(ConfigError, match="leave activations 'dynamic'"):
@@ -253,7 +257,7 @@ class TestText(expecttest.TestCase):
 %quantize_static : i8[4, 16] = int8pass.quantize_static(%x, 0.0078125, 0, %column_mask)
 %static_scale : f32[4] = int8pass.static_scale(%x, 0.0078125, %column_mask)
 %int8_mm : i32[4, 6] = int8pass.int8_mm(%quantize_static, %w_codes)
-%outlier_mm : f32[4, 6] = int8pass.outlier_mm(%x, %column_mask, %w)
+%outlier_mm : f32[4, 6] = int8pass.outlier_mm(%x, %column_mask, %w, %w_scale)
 %dequantize : f32[4, 6] = int8pass.dequantize(%int8_mm, %static_scale, %w_scale, %outlier_mm, %b, float32)
 return (%dequantize,)
 """,
