@@ -47,6 +47,14 @@ NoSkipModulesDefault = Annotated[
         "--no-skip-modules-default", help="Do not skip `lm_head` and the weights tied to an embedding by default."
     ),
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="PATH",
+        help="A profile of `int8pass calibrate`, which names the outlier columns.",
+    ),
+]
 
 BreakEven = Annotated[
     str,

@@ -17,6 +17,7 @@ from int8pass.arguments import (
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
+    Profile,
     SchemeName,
     SkipModules,
     Threshold,
@@ -30,7 +31,7 @@ from int8pass.export.tensorrt.commands import check_command, engine_command
 from int8pass.files import write_text
 from int8pass.inspection.commands import STAGES, debug, diff, dump
 from int8pass.inspection.loading import explain_model
-from int8pass.inspection.report import Report, Row
+from int8pass.inspection.report import Report, Row, columns_text
 from int8pass.quantization.scheme import DEFAULT, SCHEMES
 
 __all__ = ["STAGES", "app", "main"]
@@ -92,9 +93,13 @@ def report(
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
+    profile: Profile = None,
     break_even: BreakEven = "off",
 ) -> None:
-    """Run MODEL once in float and print what int8 would do to each of its Linears: decision, outliers, SNR, bytes."""
+    """Run MODEL once in float and print what int8 would do to each of its Linears: decision, outliers, SNR, bytes.
+
+    MODEL may also be an ONNX file of `int8pass export onnx`: its decisions, outlier columns and bytes.
+    """
     if json not in (None, "-") and Path(json).exists() and not Path(json).is_file():
         raise ConfigError(f"--json {json}: not a file; '--json -' writes to the output")
     if html is not None and html.is_dir():
@@ -105,6 +110,7 @@ def report(
         outlier_weights,
         skip_modules,
         no_skip_modules_default,
+        profile=profile,
         scheme=scheme,
         break_even=break_even,
     )
@@ -158,14 +164,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         escape(row.module or "(root)"),
         "x".join(map(str, row.weight_shape or ())),
         "[green]int8[/]" if row.rewritten else f"[yellow]{escape(row.reason)}[/]",
-        _columns(row) if row.rewritten else "",
+        columns_text(row, _COLUMNS_SHOWN) if row.rewritten else "",
         "" if row.snr_db is None else f"{row.snr_db:.1f}",
         f"{row.bytes_before / 1e6:.2f}",
         f"{row.bytes_after / 1e6:.2f}",
     )
-
-
-def _columns(row: Row) -> str:
-    shown = ", ".join(map(str, row.outlier_columns[:_COLUMNS_SHOWN])) or "none"
-    hidden = len(row.outlier_columns) - _COLUMNS_SHOWN
-    return f"{shown} and {hidden} more" if hidden > 0 else shown

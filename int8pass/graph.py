@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 
 from int8pass.torch_private import (
     BUILTIN_FUNCTIONS,
+    NO_MODULE,
     HigherOrderOperator,
     OpOverload,
     OpOverloadPacket,
@@ -189,6 +190,8 @@ def module_path(node: fx.Node) -> str:
     """The dotted name of the innermost module whose code made a node, relative to the captured one; "" if unknown."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()), ("",))[0] if stack else ""
+    if path == NO_MODULE:
+        return ""
     return re.sub(r"^(L\['\w+'\]|G\['\w+'\])\.?", "", str(path))
 
 

@@ -53,6 +53,11 @@ def load_model(spec: str) -> LoadedModel:
         return _from_program_file(path)
     if _is_function_spec(spec):
         return _from_factory(spec)
+    if path.suffix == ".onnx":
+        raise ModelError(
+            f"{spec!r} is an ONNX file: report, dump and diff read those that int8pass exported, check reads any; here "
+            "name the model that it was made from"
+        )
     raise ModelError(f"{spec!r} is no folder, no .pt2 file and no MODULE:FACTORY\n{FORMS}")
 
 

@@ -48,7 +48,8 @@ class Decision:
     """What became of one Linear-like node.
 
     node: its name in the graph; module: dotted name of the module whose weight it reads, "" where it reads none;
-    weight_shape: (N, K) or None; reason: "" where it was rewritten.
+    weight_shape: (N, K) or None; reason: "" where it was rewritten. weight, view: the parameter or buffer, and the
+    views that it is read through.
     """
 
     node: str
@@ -59,6 +60,8 @@ class Decision:
     reason: str = ""
     weight_bytes: int = 0
     int8_bytes: int = 0
+    weight: str = ""
+    view: str = ""
 
     @property
     def rewritten(self) -> bool:
@@ -161,9 +164,12 @@ class Program:
 
     def static_scale(self, expression: WeightExpression, node: fx.Node) -> StaticScale | None:
         """The scale and zero point of a Linear's input; None where each call finds its own. Raises ProfileError."""
-        if self.config.activations == "dynamic":
-            return None
-        return static_scale(*self._profiled(expression, node).range, self.config.scheme.activations.symmetric)
+        found = self.profiled_range(expression, node)
+        return None if found is None else static_scale(*found, self.config.scheme.activations.symmetric)
+
+    def profiled_range(self, expression: WeightExpression, node: fx.Node) -> tuple[float, float] | None:
+        """The profile's range of a Linear's input; None where each call finds its own. Raises ProfileError."""
+        return None if self.config.activations == "dynamic" else self._profiled(expression, node).range
 
     def add_constant(self, name: str, tensor: Tensor) -> fx.Node:
         """A graph input that holds a tensor of its own, for programs that become files."""
@@ -240,6 +246,8 @@ class Program:
             reason=reason,
             weight_bytes=0 if weight is None else int(weight.numel()) * weight.dtype.itemsize,
             int8_bytes=int8_bytes,
+            weight=source.name if source else "",
+            view=expression.key if source else "",
         )
         self.decisions.append(decision)
         logger.debug("%s (%s %s): %s", decision.module, decision.node, decision.weight_shape, reason or "rewritten")

@@ -3,12 +3,13 @@
 tests/test_torch_private.py fails when one of them changes.
 """
 
+import ast
 import contextlib
 import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import fx, nn
@@ -218,3 +219,32 @@ def compiled_apart(model: Callable, backend: Callable, dynamic: bool | None = No
     with torch._dynamo.config.patch(recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize):
         yield torch.compile(model, backend=backend, dynamic=dynamic)
     torch.compiler.reset()
+
+
+@contextlib.contextmanager
+def unwrapped(kind: type[Exception]) -> Iterator[None]:
+    """Raise what a backend raised, where it is of this kind.
+
+    Why private: Dynamo raises an exception of its own in its place, and only that class tells what the backend's was.
+    """
+    try:
+        yield
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        if isinstance(error.inner_exception, kind):
+            raise error.inner_exception from None
+        raise
+
+
+# What torch.export calls the module of a node that it added outside of any. Why private: it stands among real names.
+NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
+
+
+def onnx_module_path(metadata: Mapping[str, str]) -> str | None:
+    """The dotted name of the module that a node of torch.onnx.export comes from; None where it does not say.
+
+    Why private: torch.onnx documents no key of its nodes' metadata, and no other way from a node to its module.
+    """
+    scopes = ast.literal_eval(metadata.get("pkg.torch.onnx.name_scopes", "[]"))  # the root, modules, and the node
+    if not scopes:
+        return None
+    return scopes[-2] if len(scopes) > 1 and scopes[-2] != NO_MODULE else ""

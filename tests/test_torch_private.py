@@ -271,6 +271,38 @@ def test_inductor_compile_applies_options():
         torch.compile(nn.Linear(4, 4), backend=backend)(torch.randn(2, 4))
 
 
+def test_what_a_backend_raised_is_unwrapped():
+    def backend(graph_module, example_inputs):
+        raise KeyError("of the backend")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(nn.Linear(4, 4), backend=backend)
+    with pytest.raises(KeyError, match="of the backend"), torch_private.unwrapped(KeyError):
+        compiled(torch.randn(2, 4))
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed), torch_private.unwrapped(TypeError):
+        compiled(torch.randn(2, 4))
+
+
+def test_nodes_of_onnx_name_their_modules():
+    pytest.importorskip("onnxscript")
+    exported = torch.export.export(Outer().eval(), (torch.randn(2, 4),))
+    nodes = list(torch.onnx.export(exported, dynamo=True, verbose=False).model.graph)
+    paths = {
+        torch_private.onnx_module_path(node.metadata_props) for node in nodes if node.op_type in ("Gemm", "MatMul")
+    }
+    assert {"inner.fc", "inner.steps.0"} <= paths and torch_private.onnx_module_path({}) is None
+
+
+def test_nodes_outside_of_any_module_have_no_other_name():
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return x.reshape(x.shape[0] * 2, 2)
+
+    exported = torch.export.export(Doubled(), (torch.randn(3, 4),), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
+    stacks = [node.meta.get("nn_module_stack", {}) for node in exported.graph.nodes if node.op == "call_function"]
+    assert len(stacks) > 1 and {path for stack in stacks for path, _ in stack.values()} <= {"", torch_private.NO_MODULE}
+
+
 def test_size_hint_is_the_size_of_the_call_that_is_compiled_for():
     hints = []
 

@@ -1,11 +1,15 @@
-"""After torch.onnx: equal nodes stand once, and int8 weights are made while they are written."""
+"""After torch.onnx: equal nodes stand once, nodes are named after modules, int8 weights are made while written."""
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes import Sequential, common
 
+from int8pass.export.metadata import MODULE
 from int8pass.export.streamed_program import StreamedWeight
+from int8pass.torch_private import onnx_module_path
 
 _PASSES = (
     common.ClearMetadataAndDocStringPass(),  # stack traces, with the folders of the machine that wrote the file
@@ -24,9 +28,11 @@ def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
             model.graph.initializers[name].const_value = _lazy(name, weight)
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = value.shape and ir.Shape(map(_known_size, value.shape))
+    modules = {node: onnx_module_path(node.metadata_props) for node in model.graph.all_nodes()}
     Sequential(*_PASSES)(model)
     if _drop_squeezed_and_unsqueezed(model.graph):
         common.RemoveUnusedNodesPass()(model)
+    _name_after_modules(model.graph, modules)
 
 
 def _known_size(size: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
@@ -43,6 +49,27 @@ def _drop_squeezed_and_unsqueezed(graph: ir.Graph) -> int:
             node.outputs[0].replace_all_uses_with(squeeze.inputs[0])
             found += 1
     return found
+
+
+def _name_after_modules(graph: ir.Graph, modules: Mapping[ir.Node, str | None]) -> None:
+    """encoder.up/MatMul, encoder.up/MatMul_1, ...; the module stands in the node's metadata too."""
+    taken: Counter = Counter()
+    for node in graph.all_nodes():
+        module = modules.get(node)
+        module = _module_around(node, modules) if module is None else module
+        name = f"{module}/{node.op_type}" if module else node.op_type
+        node.name = f"{name}_{taken[name]}" if taken[name] else name
+        taken[name] += 1
+        if module:
+            node.metadata_props[MODULE] = module
+
+
+def _module_around(node: ir.Node, modules: Mapping[ir.Node, str | None]) -> str:
+    """The innermost module that holds what a node reads and what reads it: for nodes that an optimizer made."""
+    beside = {*node.predecessors(), *node.successors()}
+    paths = [module.split(".") for each in beside if (module := modules.get(each)) is not None]
+    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return ".".join(parts[0] for parts in same)
 
 
 def _lazy(name: str, weight: StreamedWeight) -> ir.LazyTensor:

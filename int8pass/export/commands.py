@@ -5,25 +5,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from int8pass.arguments import (
     Model,
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
+    Profile,
     SchemeName,
     SkipModules,
     Threshold,
     config_of,
 )
-from int8pass.export.decoder import is_decoder, with_past
-from int8pass.export.onnx import export_onnx
-from int8pass.export.shapes import dynamic_example
+from int8pass.export.example import export_loaded
 from int8pass.export.targets import TARGETS
 from int8pass.files import require_writable
-from int8pass.models import LoadedModel, load_model, python_function
+from int8pass.inspection.loading import loaded_model
+from int8pass.models import LoadedModel, python_function
 from int8pass.quantization.calibrate import calibrate as calibrate_model
 from int8pass.quantization.scheme import DEFAULT
 
@@ -46,9 +44,7 @@ def onnx(
     target: Annotated[
         str, typer.Option(help=f"{', '.join(TARGETS)}. Not yet run on the real thing: {_NOT_YET_RUN}.")
     ] = "onnxruntime-cpu",
-    profile: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="A profile of `int8pass calibrate`: its outlier columns.")
-    ] = None,
+    profile: Profile = None,
     outlier_columns: Annotated[
         str | None,
         typer.Option(
@@ -79,30 +75,17 @@ def onnx(
         threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile, scheme=scheme
     )
     require_writable(output)
-    console = Console(stderr=True)
-    with console.status(f"loading {escape(model)}"):
-        loaded = load_model(model)
-    example, shapes = _example(loaded, static=static, past=not no_past)
-    with console.status(f"writing {escape(str(output))}"):
-        export_onnx(
-            example.model,
-            example.args,
-            output,
-            kwargs=example.kwargs,
-            dynamic_shapes=shapes,
-            options=config,
-            target=target,
-            outlier_columns=outlier_columns,
-            opset=opset,
-        )
+    export_loaded(
+        loaded_model(model),
+        output,
+        config,
+        target=target,
+        outlier_columns=outlier_columns,
+        opset=opset,
+        static=static,
+        past=not no_past,
+    )
     typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
-
-
-def _example(loaded: LoadedModel, *, static: bool, past: bool) -> tuple[LoadedModel, Any]:
-    if past and not static and is_decoder(loaded.model):
-        wrapped, kwargs, shapes = with_past(loaded.model)
-        return LoadedModel(wrapped, (), kwargs), shapes
-    return (loaded, None) if static else dynamic_example(loaded)
 
 
 def calibrate(
@@ -136,8 +119,7 @@ def calibrate(
     """Run MODEL in float on batches and write a profile, as JSON: each Linear's outlier columns and input range."""
     config = config_of(threshold, "column", None, skip_modules, no_skip_modules_default)
     require_writable(output)
-    with Console(stderr=True).status(f"loading {escape(model)}"):
-        loaded = load_model(model)
+    loaded = loaded_model(model)
     profile = calibrate_model(
         loaded.model,
         _batches(batches, loaded),

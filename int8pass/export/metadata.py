@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from int8pass.export.streamed_program import StreamedProgram
 from int8pass.export.targets import Target
-from int8pass.program import Program
+from int8pass.program import Decision, Program
+from int8pass.quantization.profile import Profile
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PREFIX = "int8pass."
+MODULE = f"{PREFIX}module"  # of a node: the dotted name of the module that it comes from
 _OPTIONS = ("threshold", "outliers", "outlier_weights", "skip_modules", "skip_modules_default")
 
 
@@ -27,10 +30,25 @@ def describe(model: ir.Model, program: StreamedProgram, target: Target) -> None:
         "versions": {name: importlib.metadata.version(name) for name in ("int8pass", "torch", "onnx", "onnxscript")},
         "target": target.name,
         "options": {**options, "profile": None if profile is None else profile.fingerprint},
-        "linears": [dataclasses.asdict(decision) for decision in program.decisions],
+        "linears": [_linear(decision, program) for decision in program.decisions],
         "weights": weights_hash(program),
     }
     model.metadata_props.update({f"{PREFIX}{name}": json.dumps(value) for name, value in facts.items()})
+
+
+def _linear(decision: Decision, program: StreamedProgram) -> dict[str, Any]:
+    """A decision; outlier_columns: those of the profile, None where they are found in each call."""
+    columns: tuple[int, ...] | None = ()
+    if decision.rewritten and program.config.threshold:
+        columns = _profiled(program.config.profile, decision)
+    return {**dataclasses.asdict(decision), "outlier_columns": columns}
+
+
+def _profiled(profile: Profile | None, decision: Decision) -> tuple[int, ...] | None:
+    if profile is None:
+        return None
+    key = (decision.weight, decision.weight_shape[1])
+    return next(layer.outlier_columns for layer in profile.layers if (layer.weight, layer.shape[1]) == key)
 
 
 def weights_hash(program: Program) -> str:

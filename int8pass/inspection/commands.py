@@ -16,21 +16,26 @@ from int8pass.arguments import (
     NoSkipModulesDefault,
     Outliers,
     OutlierWeights,
+    Profile,
     SchemeName,
     SkipModules,
     Threshold,
     config_of,
 )
 from int8pass.errors import ConfigError
+from int8pass.export.example import export_loaded
+from int8pass.export.targets import target_named
 from int8pass.files import write_text
 from int8pass.inspection.debug import diagnose
-from int8pass.inspection.diff import REPORT_FILE, TOLERANCE_DB, compare, graph_differences
+from int8pass.inspection.diff import REPORT_FILE, TOLERANCE_DB, compare, graph_differences, kind_of
 from int8pass.inspection.dump import FORMATS, rendered, write_stages
-from int8pass.inspection.loading import explain_model
+from int8pass.inspection.loading import explain_loaded, explain_model, loaded_model
+from int8pass.inspection.onnx_file import STAGE as FILE_STAGE
+from int8pass.inspection.onnx_file import is_onnx_file
 from int8pass.inspection.stages import Stage
-from int8pass.models import load_model
 from int8pass.quantization.scheme import DEFAULT
 
+MODEL_FILE = "model.onnx"  # of --format onnx, beside the stages
 STAGES = ("captured", *(step.name for step in pipeline.PASSES))
 
 
@@ -44,8 +49,12 @@ def dump(
         str | None, typer.Option(metavar="NAME", help=f"Print the graph after this stage: {', '.join(STAGES)}.")
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(FORMATS)}; Graphviz draws dot.")
+        str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(FORMATS)}; Graphviz draws dot, Netron onnx.")
     ] = "text",
+    target: Annotated[
+        str,
+        typer.Option(help="Of the model.onnx that `--out` with `--format onnx` also writes, as `export onnx` does."),
+    ] = "onnxruntime-cpu",
     module: Annotated[
         str | None,
         typer.Option(metavar="GLOB", help="Only the modules that match, with all below them: 'encoder.layer.0'."),
@@ -56,25 +65,35 @@ def dump(
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
+    profile: Profile = None,
     break_even: BreakEven = "off",
 ) -> None:
-    """Run the pass on MODEL and show its graph after every stage."""
+    """Run the pass on MODEL and show its graph after every stage.
+
+    MODEL may also be an ONNX file of `int8pass export onnx`, which has one stage: it is printed without --out.
+    """
+    is_file = is_onnx_file(model)
+    stages = (FILE_STAGE,) if is_file else STAGES
+    stage = FILE_STAGE if is_file and out is None and stage is None else stage
     if out is None and stage is None:
         raise ConfigError("say where the stages go (--out FOLDER), or which of them to print (--stage NAME)")
-    if stage is not None and stage not in STAGES:
-        raise ConfigError(f"there is no stage {stage!r}; the stages are: {', '.join(STAGES)}")
+    if stage is not None and stage not in stages:
+        raise ConfigError(f"there is no stage {stage!r}; the stages are: {', '.join(stages)}")
     if form not in FORMATS:
         raise ConfigError(f"there is no format {form!r}; the formats are: {', '.join(FORMATS)}")
+    chosen = target_named(target)
     config = config_of(
         threshold,
         outliers,
         outlier_weights,
         skip_modules,
         no_skip_modules_default,
+        profile=profile,
         scheme=scheme,
         break_even=break_even,
     )
-    report = explain_model(model, config)
+    loaded = None if is_file else loaded_model(model)
+    report = explain_model(model, config) if loaded is None else explain_loaded(loaded, config)
     if not report.stages:
         typer.echo("the model ran no graph", err=True)
         return
@@ -82,6 +101,8 @@ def dump(
     if out is not None:
         folders = [write_stages(out, stages, form) for stages in graphs]
         write_text(out / REPORT_FILE, report.to_json() + "\n")
+        if form == "onnx" and loaded is not None:
+            folders.append(export_loaded(loaded, out / MODEL_FILE, config, target=chosen.name))
         if stage is None:
             typer.echo("\n".join(map(str, folders)))
     if stage is not None:
@@ -100,7 +121,11 @@ def _selected(graphs: Iterable[Sequence[Stage]], module: str | None) -> list[lis
 
 
 def _print_stage(stages: list[Stage], form: str) -> None:
-    """Several graphs: JSON as one array, each other format under a comment."""
+    """Several graphs: JSON as one array, ONNX not at all, each other format under a comment. Raises ConfigError."""
+    if form == "onnx" and len(stages) > 1:
+        raise ConfigError(
+            f"the model is {len(stages)} graphs, and an ONNX file holds one: write a folder (--out FOLDER)"
+        )
     if form == "json" and len(stages) > 1:
         typer.echo(json.dumps([json.loads(stage.to_json()) for stage in stages], indent=2))
         return
@@ -112,18 +137,25 @@ def _print_stage(stages: list[Stage], form: str) -> None:
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A folder of `dump --out`, or a file of `report --json`.")],
+    a: Annotated[
+        Path,
+        typer.Argument(
+            metavar="A", help="A folder of `dump --out`, a file of `report --json`, or an exported ONNX file."
+        ),
+    ],
     b: Annotated[Path, typer.Argument(metavar="B", help="What it is compared with: another of the same kind.")],
     tolerance: Annotated[
         float, typer.Option(metavar="DB", min=0.0, help="Errors that differ by no more count as equal.")
     ] = TOLERANCE_DB,
-    text: Annotated[bool, typer.Option("--text", help="Of two folders, print the graphs' differences too.")] = False,
+    text: Annotated[
+        bool, typer.Option("--text", help="Of folders and ONNX files, print the graphs' differences too.")
+    ] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where anything differs.")] = False,
 ) -> None:
     """Say which layers changed decision, outliers or error between A and B."""
     changes = compare(a, b, tolerance)
     typer.echo("\n".join(map(str, changes)) if changes else "no differences")
-    if text and a.is_dir():
+    if text and kind_of(a) != "JSON report":
         typer.echo(graph_differences(a, b), nl=False)
     if exit_code and changes:
         raise typer.Exit(1)
@@ -135,6 +167,9 @@ def debug(
         float | None,
         typer.Option(metavar="DB", help="Propose skip_modules with which the output is this near to float (20: 10 %)."),
     ] = None,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Leave out the run of the compiled model, which takes the longest.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     scheme: SchemeName = DEFAULT.name,
     threshold: Threshold = None,
@@ -142,18 +177,21 @@ def debug(
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
+    profile: Profile = None,
 ) -> None:
     """Find the layer where MODEL in int8 leaves its float results, and what would repair that."""
-    config = config_of(threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, scheme=scheme)
-    console = Console(stderr=True)
-    with console.status(f"loading {escape(model)}") as status:
-        loaded = load_model(model)
+    config = config_of(
+        threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile, scheme=scheme
+    )
+    loaded = loaded_model(model)
+    with Console(stderr=True).status("running the model") as status:
         found = diagnose(
             loaded.model,
             loaded.args,
             loaded.kwargs,
             options=config,
             wanted_db=want,
+            compiled=not no_compile,
             progress=lambda text: status.update(f"running the model: {escape(text)}"),
         )
     typer.echo(found.to_json() if as_json else str(found))

@@ -10,8 +10,10 @@ from torch.export import ExportedProgram
 
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CaptureError
+from int8pass.inspection.compiled_run import run_compiled
 from int8pass.inspection.diagnosis import Diagnosis, LayerError, Repair, first_that_helps, known, suspect_of
-from int8pass.inspection.float_run import FloatRuns, LinearCall, float_runs
+from int8pass.inspection.explain import missed_columns
+from int8pass.inspection.float_run import FloatRuns, LinearCall, float_runs, without_free
 from int8pass.inspection.observation import decibels
 from int8pass.inspection.weight_facts import WeightFacts, unusual, weight_facts
 from int8pass.quantization.scheme import SCHEMES, Scheme
@@ -19,6 +21,7 @@ from int8pass.torch_private import tree_leaves
 
 HIDDEN_DB = 5.0  # what the largest columns, taken as outliers, must gain to be called hidden outliers
 THRESHOLDS = (6.0, 4.0, 3.0, 2.0, 1.0)
+_MISSED_SHOWN = 8
 
 Progress = Callable[[str], None]
 
@@ -30,16 +33,23 @@ def diagnose(
     *,
     options: Mapping[str, Any] | Int8MixedConfig | None = None,
     wanted_db: float | None = None,
+    compiled: bool = True,
     progress: Progress = lambda text: None,
 ) -> Diagnosis:
     """Run a model in float, in int8, and with one layer at a time in int8, and compare the results.
 
-    Takes about two runs more than the model has layers, and holds the float output of every Linear of one run.
-    progress is told what is going on. Raises CaptureError, ConfigError.
+    Takes about two runs more than the model has layers, and holds the float output of every Linear of one run. Those
+    runs are op by op; with `compiled`, and unless lowering is "eager", the model is also compiled and run once.
+    progress is told what is going on. Raises CaptureError, ConfigError, ProfileError, CompilerNotFoundError.
     """
-    config = Int8MixedConfig.from_options(options)
+    config = without_free(Int8MixedConfig.from_options(options))
     with float_runs(model_or_program, args, kwargs, config) as runs:
-        return _Doctor(runs, config, progress).diagnosis(wanted_db)
+        doctor = _Doctor(runs, config, progress)
+        found = doctor.diagnosis(wanted_db)
+    if not compiled or config.lowering == "eager":
+        return found
+    progress("compiled")
+    return doctor.with_compiled(found, *run_compiled(model_or_program, args, kwargs, config))
 
 
 class _Doctor:
@@ -73,6 +83,16 @@ class _Doctor:
         ranked = [layer.module for layer in sorted(layers, key=lambda layer: known(layer.alone_db))]
         return found if wanted_db is None else self._with_proposal(found, ranked, wanted_db)
 
+    def with_compiled(self, found: Diagnosis, output: Any, linears: list[tuple[str, Tensor]]) -> Diagnosis:
+        """The diagnosis with the errors of a compiled run: of its output, and of its Linears."""
+        expected = _by_module(self._float)
+        ratios = {
+            module: _worst([_ratio(*pair) for pair in zip(expected[module], found_there, strict=True)])
+            for module, found_there in _by_module(linears).items()
+        }
+        layers = tuple(dataclasses.replace(each, compiled_db=ratios.get(each.module)) for each in found.layers)
+        return dataclasses.replace(found, layers=layers, compiled_db=self._against_float(output))
+
     def _record(self, call: LinearCall) -> Tensor:
         y = call.int8()
         if y is not None:
@@ -100,8 +120,11 @@ class _Doctor:
             place += 1
             return y
 
-        output = _floating(self._runs.run(at_linear))
-        shares = [_share(expected, found) for expected, found in zip(self._output, output, strict=True)]
+        return self._against_float(self._runs.run(at_linear))
+
+    def _against_float(self, output: Any) -> float | None:
+        """What the model returned, in dB: of several tensors, the mean of their relative errors."""
+        shares = [_share(expected, found) for expected, found in zip(self._output, _floating(output), strict=True)]
         known = [share for share in shares if share is not None]
         return decibels(1.0, sum(known) / len(known)) if known else None
 
@@ -149,6 +172,9 @@ class _Doctor:
 def _candidates(config: Int8MixedConfig) -> Iterator[tuple[str, Any]]:
     if not config.keeps_original_weights and config.threshold:
         yield "outlier_weights", "original"
+    if config.profile is not None:
+        yield "profile", None
+        return
     if config.outliers == "token" and config.threshold:
         yield "outliers", "column"
     if not config.scheme.decomposition:
@@ -177,6 +203,8 @@ def _hidden_outliers(call: LinearCall, config: Int8MixedConfig, y: Tensor) -> st
     """
     if not config.scheme.decomposition:
         return ""
+    if config.profile is not None:
+        return _missed_outliers(call, config, y)
     peaks = call.x.reshape(-1, call.x.shape[-1]).abs().amax(0).float().sort(descending=True).values
     threshold = float(peaks[max(len(peaks) // 100, 1) - 1])
     if not 0.0 < threshold < (config.threshold or math.inf):
@@ -189,6 +217,27 @@ def _hidden_outliers(call: LinearCall, config: Int8MixedConfig, y: Tensor) -> st
         f"its outliers are under the threshold: with columns from |x| >= {threshold:.2g} on as outliers its own error "
         f"would be {gain:.1f} dB smaller"
     )
+
+
+def _missed_outliers(call: LinearCall, config: Int8MixedConfig, y: Tensor) -> str:
+    """In a sentence, what it would gain if the columns that the profile misses were outliers; "" if little."""
+    missed = missed_columns(call, config)
+    if not missed:
+        return ""
+    gain = known(_ratio(call.y, call.int8(dataclasses.replace(config, profile=None)))) - known(_ratio(call.y, y))
+    if not gain >= HIDDEN_DB:
+        return ""
+    return (
+        f"the profile misses outlier columns of it, {', '.join(map(str, missed[:_MISSED_SHOWN]))}: with them its own "
+        f"error would be {gain:.1f} dB smaller; calibrate on inputs like these too"
+    )
+
+
+def _by_module(linears: list[tuple[str, Tensor]]) -> dict[str, list[Tensor]]:
+    found: dict[str, list[Tensor]] = {}
+    for module, y in linears:
+        found.setdefault(module, []).append(y)
+    return found
 
 
 def _module(call: LinearCall) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from int8pass.inspection.weight_facts import Unusual
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STANDS_OUT_DB = 10.0  # worse by this much than the middle layer
 WORSE_DB = 3.0  # the own error of a layer that needs repair, against the middle layer's
 REPAIRED_DB = 1.0  # outputs that differ by less are as good as each other
@@ -22,6 +22,7 @@ class LayerError:
     module: whose Linears these are. own_db: of their outputs on float inputs (teacher-forced), the worst of several;
     running_db: on the inputs that the int8 model gives them (free-running); alone_db: of the model's output with these
     Linears in int8 and all others in float. unusual: what is wrong with its weight or its inputs, "" for nothing.
+    compiled_db: as running_db, in the compiled model; None where that was not run.
     """
 
     module: str
@@ -29,6 +30,7 @@ class LayerError:
     running_db: float | None
     alone_db: float | None
     unusual: str = ""
+    compiled_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Diagnosis:
     suspect: the layer to look at, and why: its weight is unusual, or its own error is far above the others', or it is
     what takes most from the output. repairs: what was tried; repair: the first that is about as good as leaving the
     suspect in float, None where even that does not help.
+    compiled_db: of the compiled model's output, None where it was not run.
     wanted_db: the output asked for; skip_modules: the fewest layers, worst first, that reach it; reached_db: what they
     give.
     """
@@ -64,6 +67,22 @@ class Diagnosis:
     wanted_db: float | None = None
     skip_modules: tuple[str, ...] = ()
     reached_db: float | None = None
+    compiled_db: float | None = None
+
+    @property
+    def leaves_when_compiled(self) -> bool:
+        """Whether the compiled model's output is further from that of its ops than rounding explains."""
+        return self.compiled_db is not None and abs(known(self.compiled_db) - known(self.total_db)) > REPAIRED_DB
+
+    @property
+    def leaves_at(self) -> LayerError | None:
+        """The first layer that is so much worse in the compiled model than op by op."""
+        worse = (
+            layer
+            for layer in self.layers
+            if layer.compiled_db is not None and known(layer.compiled_db) < known(layer.running_db) - REPAIRED_DB
+        )
+        return next(worse, None)
 
     def to_json(self) -> str:
         """JSON with a schema version. An infinite ratio (no error at all) is null."""
@@ -135,12 +154,18 @@ def _without_infinity(document: Any) -> Any:
 
 def _lines(found: Diagnosis) -> Iterator[str]:
     width = max([len("layer"), *(len(layer.module) for layer in found.layers)])
-    yield f"{'layer':{width}}  {'own dB':>8}  {'running dB':>10}  {'output dB, alone':>16}"
+    was_compiled = found.compiled_db is not None
+    heading = f"  {'compiled dB':>11}" if was_compiled else ""
+    yield f"{'layer':{width}}  {'own dB':>8}  {'running dB':>10}{heading}  {'output dB, alone':>16}"
     for layer in found.layers:
         own, running, alone = map(_text, (layer.own_db, layer.running_db, layer.alone_db))
-        yield f"{layer.module or '(root)':{width}}  {own:>8}  {running:>10}  {alone:>16}"
+        compiled = f"  {_text(layer.compiled_db):>11}" if was_compiled else ""
+        yield f"{layer.module or '(root)':{width}}  {own:>8}  {running:>10}{compiled}  {alone:>16}"
     yield ""
-    yield f"the model's output in int8: {_text(found.total_db)} dB"
+    compiled = f"; compiled: {_text(found.compiled_db)} dB" if was_compiled else ""
+    yield f"the model's output in int8, op by op: {_text(found.total_db)} dB{compiled}"
+    if found.leaves_when_compiled:
+        yield _leaving(found)
     if found.suspect is None:
         yield "no layer was rewritten"
         return
@@ -158,6 +183,20 @@ def _lines(found: Diagnosis) -> Iterator[str]:
         yield f"would repair it: {found.repair}"
     if found.wanted_db is not None:
         yield from _proposal(found)
+
+
+def _leaving(found: Diagnosis) -> str:
+    layer = found.leaves_at
+    if layer is None:
+        place = "after the last Linear, or between Linears"
+    else:
+        place = (
+            f"before or in {layer.module or '(root)'} ({_text(layer.compiled_db)} dB, not {_text(layer.running_db)})"
+        )
+    return (
+        f"the compiled model differs from its ops by more than rounding: {place}. That is what Inductor and the fused "
+        "kernel make of them, not int8: options={'lowering': 'eager'} runs the ops as they are"
+    )
 
 
 def _proposal(found: Diagnosis) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from int8pass.errors import ReportFileError
+from int8pass.inspection.onnx_file import explain_file, is_onnx_file
 from int8pass.inspection.report import SCHEMA_VERSION
 from int8pass.quantization.scheme import DEFAULT
 
@@ -32,15 +33,24 @@ class Change:
 
 
 def compare(a: Path, b: Path, tolerance_db: float = TOLERANCE_DB) -> list[Change]:
-    """What changed from `a` to `b`: two JSON reports, or two folders that `int8pass dump --out` wrote.
+    """What changed from `a` to `b`: two JSON reports, two folders of `int8pass dump --out`, or two exported ONNX files.
 
-    Errors count as changed when they differ by more than `tolerance_db`, in dB. Raises ReportFileError.
+    Errors count as changed when they differ by more than `tolerance_db`, in dB. Raises ReportFileError, OnnxFileError.
     """
-    if a.is_dir() and b.is_dir():
+    first, second = kind_of(a), kind_of(b)
+    if first != second:
+        raise ReportFileError(f"{a} and {b}: compare two of a kind, not a {first} and a {second}")
+    if first == "file of ONNX":
+        reports = (json.loads(explain_file(path).to_json()) for path in (a, b))
+        return compare_reports(*reports, tolerance_db) + compare_graphs(a, b)
+    if first == "folder of dumps":
         return compare_reports(_report_in(a), _report_in(b), tolerance_db) + compare_graphs(a, b)
-    if a.is_dir() or b.is_dir():
-        raise ReportFileError(f"{a} and {b}: compare two folders of dumps, or two JSON reports, not one of each")
     return compare_reports(read_report(a), read_report(b), tolerance_db)
+
+
+def kind_of(path: Path) -> str:
+    """Which of the things that can be compared a path names."""
+    return "folder of dumps" if path.is_dir() else "file of ONNX" if is_onnx_file(path) else "JSON report"
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -65,11 +75,8 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def compare_reports(a: dict[str, Any], b: dict[str, Any], tolerance_db: float = TOLERANCE_DB) -> list[Change]:
     """What changed from one report's document to another's, in the order of its layers."""
-    changes = [
-        Change("options", name, str(a[name]), str(b[name]))
-        for name in ("scheme", "threshold", "outliers")
-        if a[name] != b[name]
-    ]
+    options = (name for name in ("scheme", "threshold", "outliers", "profile") if a[name] != b[name])
+    changes = [Change("options", name, str(a[name]), str(b[name])) for name in options]
     first, second = _by_layer(a), _by_layer(b)
     for key in [*first, *(key for key in second if key not in first)]:
         changes += _row_changes(_layer(key), first.get(key), second.get(key), tolerance_db)
@@ -77,7 +84,7 @@ def compare_reports(a: dict[str, Any], b: dict[str, Any], tolerance_db: float = 
 
 
 def compare_graphs(a: Path, b: Path) -> list[Change]:
-    """The stages of two folders of text dumps that differ, with how many lines."""
+    """The stages of two folders of text dumps, or of two ONNX files, that differ, with how many lines."""
     first, second = _texts(a), _texts(b)
     changes = []
     for name in sorted({*first, *second}):
@@ -92,7 +99,7 @@ def compare_graphs(a: Path, b: Path) -> list[Change]:
 
 
 def graph_differences(a: Path, b: Path) -> str:
-    """Unified diffs of all stages that both folders hold, one after the other."""
+    """Unified diffs of all stages that both folders or ONNX files hold, one after the other."""
     first, second = _texts(a), _texts(b)
     diffs = (_unified(name, first[name], second[name]) for name in sorted(first.keys() & second.keys()))
     return "".join(diffs)
@@ -126,7 +133,7 @@ def _row_changes(layer: str, a: dict | None, b: dict | None, tolerance_db: float
     if a is None or b is None:
         yield Change(layer, "layer", "absent" if a is None else _decision(a), "absent" if b is None else _decision(b))
         return
-    for name, text in (("weight", _shape), ("decision", _decision), ("outliers", _outliers)):
+    for name, text in (("weight", _shape), ("decision", _decision), ("outliers", _outliers), ("missed", _missed)):
         if text(a) != text(b) or (name == "outliers" and a["outlier_columns"] != b["outlier_columns"]):
             yield Change(layer, name, text(a), text(b))
     if a["rewritten"] and b["rewritten"] and _differ(a["snr_db"], b["snr_db"], tolerance_db):
@@ -147,8 +154,14 @@ def _decision(row: dict) -> str:
 
 def _outliers(row: dict) -> str:
     columns = row["outlier_columns"]
+    if columns is None:
+        return "in each call"
     more = f", ... ({len(columns)})" if len(columns) > _COLUMNS_SHOWN else ""
     return "[" + ", ".join(map(str, columns[:_COLUMNS_SHOWN])) + more + "]"
+
+
+def _missed(row: dict) -> str:
+    return str(row["missed_columns"])
 
 
 def _decibels(value: float | None) -> str:
@@ -156,6 +169,8 @@ def _decibels(value: float | None) -> str:
 
 
 def _texts(folder: Path) -> dict[str, str]:
+    if is_onnx_file(folder):
+        return {stage.name: stage.text for stages in explain_file(folder).stages for stage in stages}
     files = sorted(folder.glob("graph-*/*.txt"))
     return {f"{file.parent.name}/{file.stem}": file.read_text(encoding="utf-8") for file in files}
 

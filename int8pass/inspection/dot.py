@@ -1,5 +1,7 @@
 """A stage in Graphviz's DOT language: `dot -Tpdf graph.dot` draws it, one cluster a module."""
 
+import re
+
 from int8pass.inspection.stages import Stage, StageNode
 
 _SHAPES = {"input": "ellipse", "weight": "cylinder", "call": "box", "output": "ellipse"}
@@ -26,9 +28,14 @@ def _cluster(number: int, module: str, members: list[str]) -> list[str]:
 
 
 def _node(node: StageNode) -> str:
-    style = ", style=filled, fillcolor=lightblue" if "int8pass." in node.text else ""
+    style = ", style=filled, fillcolor=lightblue" if is_int8(node) else ""
     label = "\n".join(caption(node))
     return f"{_quoted(node.name)} [label={_quoted(label)}, shape={_SHAPES[node.kind]}{style}];"
+
+
+def is_int8(node: StageNode) -> bool:
+    """Whether a drawing shows a node as one of int8: an op of the pass, or an operator of an ONNX file."""
+    return re.search(r" = (int8pass\.|(QuantizeLinear|DequantizeLinear|MatMulInteger)\()", node.text) is not None
 
 
 def caption(node: StageNode) -> tuple[str, str]:
@@ -37,7 +44,8 @@ def caption(node: StageNode) -> tuple[str, str]:
     if node.kind == "output":
         return "output", ""
     behind = right.replace("'", "") if node.kind == "weight" else node.name
-    return right.partition("(")[0] if node.kind == "call" else behind, left.partition(" : ")[2]
+    first, more, _ = left.partition(" : ")[2].partition(", %")  # an operator of a file may have several results
+    return right.partition("(")[0] if node.kind == "call" else behind, f"{first}, ..." if more else first
 
 
 def _quoted(text: str) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from int8pass.errors import ConfigError
-from int8pass.files import write_text
+from int8pass.files import write_bytes, write_text
 from int8pass.inspection.dot import stage_dot
+from int8pass.inspection.onnx_picture import stage_onnx
 from int8pass.inspection.stages import Stage, stage_of
 from int8pass.inspection.svg import stage_svg
 from int8pass.program import Program
@@ -19,6 +20,7 @@ FORMATS = {
     "svg": (".svg", stage_svg),
     "dot": (".dot", stage_dot),
     "json": (".json", Stage.to_json),
+    "onnx": (".onnx", stage_onnx),
 }
 
 
@@ -58,8 +60,8 @@ def write_stages(folder: Path, stages: Sequence[Stage], form: str) -> Path:
     return graph
 
 
-def rendered(stage: Stage, form: str) -> str:
-    """A stage in one of FORMATS. Raises ConfigError for another one."""
+def rendered(stage: Stage, form: str) -> str | bytes:
+    """A stage in one of FORMATS; bytes of onnx. Raises ConfigError for another one, MissingDependencyError."""
     if form not in FORMATS:
         raise ConfigError(f"there is no format {form!r}; the formats are: {', '.join(FORMATS)}")
     return FORMATS[form][1](stage)
@@ -74,7 +76,9 @@ def difference(before: Stage, after: Stage) -> str:
 def _write(folder: Path, stages: Sequence[Stage], number: int, form: str) -> None:
     stage = stages[number]
     stem = folder / f"{number:02}-{stage.name}"
-    write_text(stem.with_suffix(FORMATS[form][0]), rendered(stage, form))
+    content = rendered(stage, form)
+    path = stem.with_suffix(FORMATS[form][0])
+    write_bytes(path, content) if isinstance(content, bytes) else write_text(path, content)
     if number and form == "text":
         write_text(stem.with_suffix(".diff"), difference(stages[number - 1], stage))
 

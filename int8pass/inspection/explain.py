@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from int8pass import ops
 from int8pass.config import Int8MixedConfig
 from int8pass.inspection.float_run import FloatGraph, LinearCall, float_runs
 from int8pass.inspection.memory import weight_memory
@@ -32,10 +33,11 @@ def explain(
 
     The model computes in float; each Linear's int8 form is computed beside it on the same input. The model is not
     changed; bytes are those of torch.compile with these options, free_weights among them, without the outlier columns
-    that the fused CPU kernel keeps between calls. An ExportedProgram is run on its own example inputs where none are
-    given. options: see Int8MixedConfig. timings: also time each Linear, in int8 and in float, which takes a fraction of
-    a second each. schemes: names of schemes whose error is measured too, at each Linear. Raises CaptureError,
-    ConfigError.
+    that the fused CPU kernel keeps between calls. With a profile, outlier columns are those that it names, and each row
+    says which others reached the threshold. An ExportedProgram is run on its own example inputs where none are given.
+    options: see Int8MixedConfig. timings: also time each Linear, in int8 and in float, a fraction of a second each.
+    schemes: names of schemes whose error is measured too, at each Linear. Raises CaptureError, ConfigError,
+    ProfileError.
     """
     config = Int8MixedConfig.from_options(options)
     observed: Observed = {}
@@ -49,6 +51,7 @@ def explain(
         config.outliers,
         scheme=config.scheme.name,
         graphs=len(runs.graphs),
+        profile="" if config.profile is None else config.profile.fingerprint,
         stages=tuple(tuple(graph.dump.graphs) for graph in runs.graphs),
         details=tuple(_details(graph, decision.node, observed) for graph, decision in places),
     )
@@ -59,10 +62,19 @@ def _observe(call: LinearCall, observed: Observed, timed: Int8MixedConfig | None
     if y_int8 is not None:
         observation = observed.setdefault((call.graph.number, call.node), Observation())
         observation.add(call, y_int8)
+        observation.missed |= set(missed_columns(call, call.graph.program.config))
         observation.scheme_noise.update(scheme_noise(call, schemes))
         if timed is not None and observation.timing is None:
             observation.timing = time_linear(call, timed)
     return call.y
+
+
+def missed_columns(call: LinearCall, config: Int8MixedConfig) -> list[int]:
+    """Features of the input that reach the threshold and that the profile does not name."""
+    if config.profile is None or not config.threshold:
+        return []
+    reached = ops.outlier_mask(call.x, config.threshold, "column").nonzero().flatten().tolist()
+    return sorted(set(reached) - set(call.columns(config)))
 
 
 def _details(graph: FloatGraph, node: str, observed: Observed) -> Details:
@@ -92,6 +104,7 @@ def _row(
         bytes_after=decision.weight_bytes,
         bytes_peak=decision.weight_bytes,
         timing=observation.timing,
+        missed_columns=tuple(sorted(observation.missed)),
         schemes=tuple(
             SchemeError(name, decibels(observation.signal, noise)) for name, noise in observation.scheme_noise.items()
         ),

@@ -21,7 +21,7 @@ from int8pass.composition import (
     quantize_activation,
 )
 from int8pass.config import Int8MixedConfig
-from int8pass.errors import CaptureError, WeightError
+from int8pass.errors import CaptureError, Int8PassError, WeightError
 from int8pass.exported import program_from_exported
 from int8pass.graph import is_canonical_linear
 from int8pass.inspection.dump import Dump
@@ -33,7 +33,9 @@ from int8pass.weight_expression import WeightExpression
 class FloatGraph:
     """One captured graph, with its Linears found and chosen, that computes in float. number: which of the model's.
 
-    linears: by node name, the weight that a Linear to be rewritten reads; weights: the same of all canonical Linears.
+    linears: by node name, the weight that a Linear to be rewritten reads; weights: the same of all canonical Linears;
+    profiled: the outlier columns that the profile names for the former, None without a profile; ranges: those that
+    activations="static" takes from it.
     """
 
     def __init__(self, program: Program, number: int) -> None:
@@ -43,6 +45,12 @@ class FloatGraph:
         pipeline.run(program, self.dump, pipeline.FLOAT_PASSES)
         self.linears = {node.name: expression for node, expression in program.linears.items()}
         self.weights = _weights(program)
+        self.profiled = {
+            node.name: program.profiled_columns(expression, node) for node, expression in program.linears.items()
+        }
+        self.ranges = {
+            node.name: program.profiled_range(expression, node) for node, expression in program.linears.items()
+        }
         self._float = fx.GraphModule(program.graph_module, copied(program.graph))
         pipeline.run(program, self.dump, pipeline.PASSES[len(pipeline.FLOAT_PASSES) :])
 
@@ -78,40 +86,42 @@ class LinearCall:
     def expression(self) -> WeightExpression:
         return self.graph.linears[self.node]
 
-    def quantized(self, config: Int8MixedConfig | None = None) -> tuple[Tensor | None, QuantizedActivation]:
-        """The outlier mask of x, None for no outlier branch, and x in int8, under options (default: the run's own)."""
-        config = config or self.graph.program.config
-        columns, static = self.profiled(config)
-        mask = outlier_mask(call_op, self.x, config.threshold, config.outliers, columns)
-        return mask, quantize_activation(call_op, config.scheme.activations, self.x, mask, static)
+    def columns(self, config: Int8MixedConfig) -> tuple[int, ...] | None:
+        """The outlier columns that the run's profile names, where these options have a profile; else None."""
+        return None if config.profile is None else self.graph.profiled[self.node]
 
-    def clamped(self, config: Int8MixedConfig | None = None) -> int:
+    def static(self, config: Int8MixedConfig) -> StaticScale | None:
+        """The scale and zero point of x, where these options take them from the run's profile; else None."""
+        if config.activations == "dynamic":
+            return None
+        return static_scale(*self.graph.ranges[self.node], config.scheme.activations.symmetric)
+
+    def outlier_mask(self, config: Int8MixedConfig) -> Tensor | None:
+        """What the outlier branch takes of x under options: bool[K], or bool[..., K] by token; None for nothing."""
+        return outlier_mask(call_op, self.x, config.threshold, config.outliers, self.columns(config))
+
+    def quantized(self, config: Int8MixedConfig) -> tuple[Tensor | None, QuantizedActivation]:
+        """The outlier mask of x, and x in int8, under options."""
+        mask = self.outlier_mask(config)
+        form = config.scheme.activations
+        return mask, quantize_activation(call_op, form, self.x, mask, self.static(config))
+
+    def clamped(self, config: Int8MixedConfig) -> int:
         """How many values of x outside of the outlier columns lie past a static range."""
-        config = config or self.graph.program.config
-        columns, static = self.profiled(config)
-        if static is None:
-            return 0
-        return count_clamped(self.x, static, outlier_mask(call_op, self.x, config.threshold, config.outliers, columns))
-
-    def profiled(self, config: Int8MixedConfig) -> tuple[tuple[int, ...] | None, StaticScale | None]:
-        """The outlier columns and the scale that a profile has for x."""
-        if config.profile is None:
-            return None, None
-        source = self.graph.program.tensors[self.expression.root]
-        layer = config.profile.layer(source.name, tuple(self.weight.shape), source.tensor)
-        static = config.activations == "static"
-        symmetric = config.scheme.activations.symmetric
-        return layer.outlier_columns, static_scale(*layer.range, symmetric) if static else None
+        static = self.static(config)
+        return 0 if static is None else count_clamped(self.x, static, self.outlier_mask(config))
 
     def int8(self, config: Int8MixedConfig | None = None) -> Tensor | None:
-        """What the rewrite makes of y under options (default: the run's own); None where the weight cannot be int8."""
+        """What the rewrite makes of y under options; None where the weight cannot be int8.
+
+        config: default the run's own; one with a profile has the run's.
+        """
         program = self.graph.program
         config = config or program.config
         try:
             quantized = program.quantized(self.expression, config.scheme)
         except WeightError:
             return None  # the rewrite records it as skipped, with this reason
-        columns, static = self.profiled(config)
         return int8_mixed_linear(
             call_op,
             self.x,
@@ -122,8 +132,8 @@ class LinearCall:
             outliers=config.outliers,
             dtype=self.y.dtype,
             weight=self.weight if config.keeps_original_weights else None,
-            columns=columns,
-            static=static,
+            columns=self.columns(config),
+            static=self.static(config),
         )
 
 
@@ -152,9 +162,9 @@ class FloatRuns:
     _at_linear: AtLinear = lambda call: call.y
 
     def run(self, at_linear: AtLinear) -> Any:
-        """Run the model once on its inputs, and return what it returns."""
+        """Run the model once on its inputs, and return what it returns. Raises ProfileError at the first run."""
         self._at_linear = at_linear
-        with torch.no_grad():
+        with torch.no_grad(), torch_private.unwrapped(Int8PassError):
             return self._start()
 
     def _add(self, program: Program) -> Callable:
@@ -174,7 +184,7 @@ def float_runs(
 
     Raises CaptureError where there are none.
     """
-    runs, config = FloatRuns(), _without_free(config)
+    runs, config = FloatRuns(), without_free(config)
     if isinstance(model_or_program, ExportedProgram):
         inputs = flat_inputs(model_or_program, *_example_inputs(model_or_program, args, kwargs))
         run = runs._add(program_from_exported(model_or_program, config))
@@ -223,7 +233,8 @@ def flat_inputs(exported: ExportedProgram, args: tuple, kwargs: dict) -> list:
     ]
 
 
-def _without_free(config: Int8MixedConfig) -> Int8MixedConfig:
+def without_free(config: Int8MixedConfig) -> Int8MixedConfig:
+    """The same options for a model that is to stay as it is: its weights are not released."""
     if not config.scheme.decomposition:
         return dataclasses.replace(config, free_weights=False)
     outlier_weights = "original" if config.keeps_original_weights else "dequantized"

@@ -1,20 +1,47 @@
-"""What the commands start with: a MODEL that is loaded and run once."""
+"""What the commands start with: a MODEL that is loaded and run once, or an exported file that is read."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from int8pass.config import Int8MixedConfig
+from int8pass.errors import ConfigError
 from int8pass.inspection.explain import explain
+from int8pass.inspection.onnx_file import explain_file, is_onnx_file
 from int8pass.inspection.report import Report
-from int8pass.models import load_model
+from int8pass.models import LoadedModel, load_model
+
+
+def loaded_model(spec: str) -> LoadedModel:
+    """Load a MODEL, saying so on a terminal. Raises ModelError."""
+    with Console(stderr=True).status(f"loading {escape(spec)}"):
+        return load_model(spec)
 
 
 def explain_model(spec: str, config: Int8MixedConfig, timings: bool = False, schemes: Sequence[str] = ()) -> Report:
-    """Load a MODEL and explain it, saying on a terminal what is going on. Raises ModelError, CaptureError."""
-    console = Console(stderr=True)
-    with console.status(f"loading {escape(spec)}"):
-        loaded = load_model(spec)
-    with console.status("running the model in float, with each Linear's int8 form beside it"):
+    """Explain a MODEL or an exported ONNX file, saying on a terminal what is going on.
+
+    Raises ModelError, CaptureError, ProfileError; OnnxFileError for a file, and ConfigError where options are given.
+    """
+    if is_onnx_file(spec):
+        _require_no_options(spec, config, timings or bool(schemes))
+        with Console(stderr=True).status(f"reading {escape(spec)}"):
+            return explain_file(Path(spec))
+    return explain_loaded(loaded_model(spec), config, timings, schemes)
+
+
+def explain_loaded(
+    loaded: LoadedModel, config: Int8MixedConfig, timings: bool = False, schemes: Sequence[str] = ()
+) -> Report:
+    """Explain a loaded MODEL, saying so on a terminal. Raises CaptureError, ProfileError."""
+    with Console(stderr=True).status("running the model in float, with each Linear's int8 form beside it"):
         return explain(loaded.model, loaded.args, loaded.kwargs, options=config, timings=timings, schemes=schemes)
+
+
+def _require_no_options(spec: str, config: Int8MixedConfig, measured: bool) -> None:
+    if config != Int8MixedConfig():
+        raise ConfigError(f"{spec!r} is an ONNX file, whose options were chosen when it was exported: leave them out")
+    if measured:
+        raise ConfigError(f"--timings and --schemes run a model, and {spec!r} is an ONNX file: name the model itself")

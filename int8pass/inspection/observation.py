@@ -46,6 +46,7 @@ class Observation:
     """Sums over all calls of one Linear: energies of its float output and of the int8 form's error; its inputs."""
 
     columns: set[int] = field(default_factory=set)
+    missed: set[int] = field(default_factory=set)
     signal: float = 0.0
     noise: float = 0.0
     outlier_values: int = 0
@@ -61,11 +62,12 @@ class Observation:
         self.signal += float(call.y.double().square().sum())
         self.noise += float((call.y.double() - y_int8.double()).square().sum())
         rows = call.x.reshape(-1, call.x.shape[-1])
-        mask, quantized = call.quantized()
+        config = call.graph.program.config
+        mask, quantized = call.quantized(config)
         inside = quantized.codes if mask is None else quantized.codes[torch.logical_not(mask).expand(call.x.shape)]
         self.counts += level_counts(inside)
         self.scales.append(quantized.scale.cpu())
-        self.clamped += call.clamped()
+        self.clamped += call.clamped(config)
         if mask is not None:
             self._add_outliers(rows, mask)
         if len(rows):
@@ -91,8 +93,8 @@ class Observation:
         return Details(
             graph,
             node,
-            _levels(self.counts, torch.cat([part.flatten() for part in self.scales])),
-            _levels(level_counts(codes), weight_scale),
+            levels(self.counts, torch.cat([part.flatten() for part in self.scales])),
+            levels(level_counts(codes), weight_scale),
             self.outlier_values,
             tuple(largest),
         )
@@ -113,7 +115,8 @@ def level_counts(codes: Tensor) -> Tensor:
     return counts
 
 
-def _levels(counts: Tensor, scales: Tensor) -> Levels | None:
+def levels(counts: Tensor, scales: Tensor) -> Levels | None:
+    """A histogram of int64[255] counts; None where no scale is finite."""
     scales = scales[scales.isfinite()]
     if not len(scales):
         return None

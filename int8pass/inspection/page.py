@@ -20,7 +20,7 @@ from int8pass.inspection.stages import Stage, StageNode
 if TYPE_CHECKING:
     from int8pass.inspection.report import Report, Row
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # in the order in which the page needs them; vendor/README.md says where the first two come from
 SCRIPTS = (
     "vendor/d3.min.js",
@@ -73,6 +73,10 @@ def page_data(report: "Report", title: str) -> dict[str, Any]:
         "versions": {"int8pass": importlib.metadata.version("int8pass"), "torch": torch.__version__},
         "threshold": report.threshold,
         "outliers": report.outliers,
+        "profile": report.profile,
+        "file": report.file,
+        "slower_in_int8": report.slower_in_int8,
+        "saved_by_skipping": report.saved_by_skipping,
         "totals": dataclasses.asdict(report.totals),
         "rows": rows,
         "graphs": graphs,

@@ -15,7 +15,7 @@ from int8pass.inspection.stages import Stage
 from int8pass.inspection.timing import Timing
 from int8pass.quantization.scheme import DEFAULT
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _COLUMNS_SHOWN = 6
 _TIMES = ("us int8", "us float", "quantize", "GEMM", "dequantize", "outliers")
 SLOWER = 1.1  # int8 time over float time, beyond what timings of a shared machine vary by
@@ -27,10 +27,12 @@ class Row:
     """One Linear-like node.
 
     module: dotted name; weight_shape: (N, K); reason: "" where rewritten. outlier_columns: features with |x| >=
-    threshold in the inputs that were run; snr_db: signal-to-noise ratio of the output against the float Linear on the
-    same input, in dB (None where it was not rewritten or not run). bytes_before: the float weight; bytes_after: all
-    that is held of it once the model is compiled with these options and has run: its int8 form, and the float weight if
-    it `keeps_float` (free_weights releases it); bytes_peak: the most that is held of it on the way, scratch included.
+    threshold in the inputs that were run, or with a profile those that it names, and missed_columns the others that
+    reached the threshold; None where a file finds them in each call. snr_db: signal-to-noise ratio of the output
+    against the float Linear on the same input, in dB (None where it was not rewritten or not run).
+    bytes_before: the float weight; bytes_after: all that is held of it once the model is compiled with these options
+    and has run: its int8 form, and the float weight if it `keeps_float` (free_weights releases it); bytes_peak: the
+    most that is held of it on the way, scratch included.
     weight: the parameter or buffer; view: the views that it is read through. Rows that agree in both share the bytes.
     timing: of its first call, schemes: the error of other schemes, where they were asked for. clamped: how many values
     of its input, outside of the profile's outlier columns, lay past the profile's range (activations="static").
@@ -42,7 +44,7 @@ class Row:
     dtype: str
     rewritten: bool
     reason: str
-    outlier_columns: tuple[int, ...]
+    outlier_columns: tuple[int, ...] | None
     snr_db: float | None
     bytes_before: int
     bytes_after: int
@@ -51,6 +53,7 @@ class Row:
     weight: str = ""
     view: str = ""
     timing: Timing | None = None
+    missed_columns: tuple[int, ...] = ()
     schemes: tuple[SchemeError, ...] = ()
     clamped: int = 0
 
@@ -83,6 +86,8 @@ class Report:
     """What `int8pass.explain` found. rows: in graph order; graphs: how many graphs the model was captured as; scheme:
     the name of the one that its int8 forms are of.
 
+    profile: the fingerprint of the model whose profile named the outlier columns, "" without one. file: of a report of
+    an ONNX file, its name; errors and times are absent then, and bytes are those in the file.
     stages: of each graph, what it was after every pass; details: of each row, what its inputs and weight looked like.
     Neither is part of the JSON; the page that `to_html` writes shows them.
     """
@@ -91,6 +96,8 @@ class Report:
     threshold: float
     outliers: str
     graphs: int = 1
+    profile: str = ""
+    file: str = ""
     scheme: str = DEFAULT.name
     stages: tuple[tuple[Stage, ...], ...] = field(default=(), compare=False, repr=False)
     details: tuple[Details, ...] = field(default=(), compare=False, repr=False)
@@ -107,7 +114,7 @@ class Report:
             with_outliers=sum(bool(row.outlier_columns) for row in done),
             bytes_before=_before(weights),
             bytes_after=_after(weights),
-            bytes_peak=_peak(weights),
+            bytes_peak=_after(weights) if self.file else _peak(weights),
             reasons=dict(Counter(row.reason for row in self.rows if row.reason)),
         )
 
@@ -124,6 +131,13 @@ class Report:
             if sum(each.int8 for each in timings) > SLOWER * sum(each.float for each in timings)
         )
 
+    @property
+    def saved_by_skipping(self) -> float:
+        """Seconds that the Linears of `slower_in_int8` took longer in int8 than in float."""
+        slower = set(self.slower_in_int8)
+        timings = (row.timing for row in self.rows if row.timing is not None and row.module in slower)
+        return sum(each.int8 - each.float for each in timings)
+
     def to_json(self, indent: int | None = 2) -> str:
         """JSON with a schema version, the rows and the totals. An infinite ratio (no error at all) is null."""
         rows = [dataclasses.asdict(row) for row in self.rows]
@@ -135,6 +149,8 @@ class Report:
             "scheme": self.scheme,
             "threshold": self.threshold,
             "outliers": self.outliers,
+            "profile": self.profile,
+            "file": self.file,
             "graphs": self.graphs,
             "totals": dataclasses.asdict(self.totals),
             "rows": rows,
@@ -196,7 +212,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "x".join(map(str, row.weight_shape)) if row.weight_shape else "-",
         row.dtype,
         "int8" if row.rewritten else f"skipped: {row.reason}",
-        _columns(row.outlier_columns) if row.rewritten else "",
+        columns_text(row, _COLUMNS_SHOWN) if row.rewritten else "",
         "" if row.snr_db is None else f"{row.snr_db:.1f}",
         _megabytes(row.bytes_before),
         _megabytes(row.bytes_after),
@@ -208,14 +224,21 @@ def _timed_cells(row: Row) -> tuple[str, ...]:
     if row.timing is None:
         return (*_cells(row), *("" for _ in _TIMES))
     parts = (row.timing.int8, row.timing.float, row.timing.quantize, row.timing.gemm, row.timing.dequantize)
-    return (*_cells(row), *(f"{1e6 * seconds:.0f}" for seconds in (*parts, row.timing.outliers)))
+    times = (*parts, row.timing.outliers)
+    return (*_cells(row), *("fused" if seconds is None else f"{1e6 * seconds:.0f}" for seconds in times))
 
 
-def _columns(columns: tuple[int, ...]) -> str:
-    if not columns:
-        return "none"
-    more = f", ... ({len(columns)})" if len(columns) > _COLUMNS_SHOWN else ""
-    return ", ".join(map(str, columns[:_COLUMNS_SHOWN])) + more
+def columns_text(row: Row, shown: int) -> str:
+    """The outlier columns of a row, the first of many, and those that its profile misses."""
+    missed = f" (missed: {_listed(row.missed_columns, shown)})" if row.missed_columns else ""
+    if row.outlier_columns is None:
+        return "in each call"
+    return (_listed(row.outlier_columns, shown) if row.outlier_columns else "none") + missed
+
+
+def _listed(columns: tuple[int, ...], shown: int) -> str:
+    more = f", ... ({len(columns)})" if len(columns) > shown else ""
+    return ", ".join(map(str, columns[:shown])) + more
 
 
 def _megabytes(size: int) -> str:
@@ -228,19 +251,28 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
+def _outliers_met(report: Report) -> str:
+    if any(row.outlier_columns is None for row in report.rows):
+        return "their columns are found in each call"
+    return f"{report.totals.with_outliers} of them {'have' if report.file else 'met'} outlier columns"
+
+
 def _how(report: Report) -> str:
     named = f"scheme {report.scheme}, " if report.scheme != DEFAULT.name else ""
-    return f"{named}threshold {report.threshold:g}, outliers by {report.outliers}"
+    chosen = "profile" if report.profile else report.outliers
+    return f"{named}threshold {report.threshold:g}, outliers by {chosen}"
 
 
 def _summary(report: Report) -> list[str]:
     totals = report.totals
     lines = [
-        f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 ({_how(report)}); {totals.with_outliers} of "
-        "them met outlier columns",
-        f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB after, "
-        f"{_megabytes(totals.bytes_peak)} MB at the peak in between",
+        f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 ({_how(report)}); {_outliers_met(report)}",
+        f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB "
+        + ("in the file" if report.file else f"after, {_megabytes(totals.bytes_peak)} MB at the peak in between"),
     ]
+    missing = [row.module for row in report.rows if row.missed_columns]
+    if missing:
+        lines.append(f"the profile misses outlier columns of {len(missing)}: calibrate on inputs like these too")
     clamped = [row.clamped for row in report.rows if row.clamped]
     if clamped:
         lines.append(f"clamped {sum(clamped)} values past the profile's ranges, in {len(clamped)} Linears")
@@ -249,5 +281,7 @@ def _summary(report: Report) -> list[str]:
         times = (1e3 * sum(each.int8 for each in timed), 1e3 * sum(each.float for each in timed))
         lines.append("time of the Linears, each alone: {:.2f} ms in int8, {:.2f} ms in float".format(*times))
     if report.slower_in_int8:
-        lines.append(f"faster in float: skip_modules={list(report.slower_in_int8)}")
+        lines.append(
+            f"faster in float, by {1e3 * report.saved_by_skipping:.2f} ms: skip_modules={list(report.slower_in_int8)}"
+        )
     return lines + [f"skipped {count}: {reason}" for reason, count in totals.reasons.items()]

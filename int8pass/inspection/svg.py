@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from int8pass.inspection.dot import caption
+from int8pass.inspection.dot import caption, is_int8
 from int8pass.inspection.stages import Stage, StageNode
 
 _HEIGHT, _ROW, _GAP, _MARGIN, _CHARACTER = 34, 64, 14, 12, 6.7  # pixels; a character of the 11 px font
@@ -117,7 +117,7 @@ def _edge(start: Box, end: Box) -> str:
 
 def _shape(node: StageNode, box: Box) -> str:
     first, second = (escape(line) for line in caption(node))
-    fill = _FILLS["int8" if " = int8pass." in node.text else node.kind]
+    fill = _FILLS["int8" if is_int8(node) else node.kind]
     left, middle = box.x - box.width / 2, box.y + (14 if second else 21)
     lines = f'<text x="{box.x:.1f}" y="{middle:.0f}" text-anchor="middle">{first}</text>'
     if second:

@@ -31,11 +31,11 @@ def graph_text(graph: fx.Graph, labels: dict[str, str] | None = None) -> str:
 
 def graph_lines(graph: fx.Graph, labels: dict[str, str] | None = None) -> list[str]:
     """The lines of `graph_text`, one a node in the graph's order."""
-    symbols = _Symbols()
+    symbols = Symbols()
     return [_line(node, labels or {}, symbols) for node in graph.nodes]
 
 
-class _Symbols:
+class Symbols:
     """Symbolic sizes renamed s0, s1, ... in the order in which they appear."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class _Symbols:
         return self._names.setdefault(symbol, f"s{len(self._names)}")
 
 
-def _line(node: fx.Node, labels: dict[str, str], symbols: _Symbols) -> str:
+def _line(node: fx.Node, labels: dict[str, str], symbols: Symbols) -> str:
     if node.op == "output":
         return f"return {_argument(node.args[0])}"
     kind = _type(value_of(node), symbols)
@@ -89,7 +89,7 @@ def _argument(argument: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", str(argument))
 
 
-def _type(value: Any, symbols: _Symbols) -> str:
+def _type(value: Any, symbols: Symbols) -> str:
     if isinstance(value, torch.Tensor):
         shape = ", ".join(symbols(str(size)) for size in value.shape)
         return f"{_SHORT_DTYPES.get(value.dtype, str(value.dtype).removeprefix('torch.'))}[{shape}]"

@@ -24,16 +24,16 @@ BATCH_SECONDS = 2e-3
 class Timing:
     """Seconds a call, medians of interleaved rounds. float: PyTorch's Linear; int8: all of the rewritten one.
 
-    quantize: mask, scales and codes; gemm: the int8 product; dequantize: scales, bias and cast, 0.0 where the fused CPU
-    kernel does them inside the product; outliers: the outlier branch. The parts of the fused kernel are differences of
-    whole calls; op by op they are timed one by one.
+    quantize: mask, scales and codes; gemm: the int8 product; dequantize: scales, bias and cast, None where the fused
+    CPU kernel does them inside the product; outliers: the outlier branch. The parts of the fused kernel are
+    differences of whole calls; op by op they are timed one by one.
     """
 
     float: float
     int8: float
     quantize: float
     gemm: float
-    dequantize: float
+    dequantize: float | None
     outliers: float
 
 
@@ -57,18 +57,18 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
 
 
 def _fused_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
-    profiled, static = call.profiled(config)
+    static, profiled = call.static(config), call.columns(config)
 
     def rule(branch: bool) -> tuple[float, bool, tuple[int, ...] | None]:
         """threshold, per_token and columns, with or without an outlier branch."""
         if profiled is not None:
-            return 0.0, False, profiled if branch and config.threshold else ()
+            return 0.0, False, (profiled or None) if branch and config.threshold else None
         return (config.threshold if branch else 0.0), config.outliers == "token", None
 
     def quantize(branch: bool) -> Any:
         threshold, per_token, columns = rule(branch)
         if static is not None:
-            return fused.cpu_quantize_static(call.x, static.scale, columns)
+            return fused.cpu_quantize_static(call.x, static.scale, columns or ())
         return fused.cpu_quantize(call.x, threshold, per_token, columns)
 
     def whole(branch: bool) -> Tensor:
@@ -77,7 +77,7 @@ def _fused_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedCon
         cache = None if original is None else weight.profiled_cache if columns else weight.column_cache
         held = (weight.packed, weight.offset, weight.scale, call.bias, original, cache)
         if static is not None:
-            return fused.cpu_static_linear(call.x, *held, static.scale, columns, call.y.dtype)
+            return fused.cpu_static_linear(call.x, *held, static.scale, columns or (), call.y.dtype)
         return fused.cpu_int8_linear(call.x, *held, threshold, per_token, call.y.dtype, columns)
 
     return {
@@ -92,12 +92,14 @@ def _from_fused(seconds: dict[str, float]) -> Timing:
     """The outlier branch is what leaving it out saves beyond a cheaper quantization; the product is the rest."""
     gemm = max(seconds["plain"] - seconds["quantize plain"], 0.0)
     outliers = max(seconds["int8"] - seconds["quantize"] - gemm, 0.0)
-    return Timing(seconds["float"], seconds["int8"], seconds["quantize"], gemm, 0.0, outliers)
+    return Timing(seconds["float"], seconds["int8"], seconds["quantize"], gemm, None, outliers)
 
 
 def _op_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
     mask, quantized = call.quantized(config)
     columns = (call.weight,) if config.keeps_original_weights else (weight.codes, weight.scale)
+    if config.keeps_original_weights and config.profile is not None:
+        columns = (call.weight, weight.scale)  # in 16 bits
     part, form = functools.partial(getattr, weight), config.scheme.weights
     sums = multiply(call_op, form, quantized, part)
     outlier = None if mask is None else ops.outlier_mm(call.x, mask, *columns)

@@ -37,7 +37,12 @@ class Shrunk(nn.Module):
 
 def diagnosed(model, tokenizer, **keywords):
     torch._dynamo.reset()
+    keywords = {"compiled": False, **keywords}
     return diagnose(model, (), dict(tokenizer(SENTENCES, padding=True, return_tensors="pt")), **keywords)
+
+
+def op_by_op(*arguments, **keywords):
+    return diagnose(*arguments, compiled=False, **keywords)
 
 
 def decibels(expected, found):
@@ -50,7 +55,7 @@ def decibels(expected, found):
 def test_errors_are_those_of_the_reference():
     torch.manual_seed(0)
     model, x = frozen(Mlp()), activation(5)
-    found = diagnose(model, (x,))
+    found = op_by_op(model, (x,))
     expected = model.up(x)
 
     def int8(part, x):
@@ -78,50 +83,102 @@ def test_weight_facts():
 def test_wanted_output_is_reached_with_the_fewest_layers():
     torch.manual_seed(1)
     model, x = frozen(nn.Sequential(*[nn.Linear(32, 32) for _ in range(6)])), activation(4)
-    plain = diagnose(model, (x,))
+    plain = op_by_op(model, (x,))
     assert (plain.wanted_db, plain.skip_modules) == (None, ())
     wanted = plain.total_db + 3
-    found = diagnose(model, (x,), wanted_db=wanted)
+    found = op_by_op(model, (x,), wanted_db=wanted)
     assert 0 < len(found.skip_modules) < 6 and found.reached_db >= wanted
-    again = diagnose(model, (x,), options={"skip_modules": list(found.skip_modules)})
+    again = op_by_op(model, (x,), options={"skip_modules": list(found.skip_modules)})
     assert again.total_db == pytest.approx(found.reached_db, abs=0.01)
-    fewer = diagnose(model, (x,), options={"skip_modules": list(found.skip_modules[:-1])})
+    fewer = op_by_op(model, (x,), options={"skip_modules": list(found.skip_modules[:-1])})
     assert fewer.total_db < wanted
-    assert "nothing needs to be skipped" in str(diagnose(model, (x,), wanted_db=5.0))
-    everything = diagnose(model, (x,), wanted_db=500.0)
+    assert "nothing needs to be skipped" in str(op_by_op(model, (x,), wanted_db=5.0))
+    everything = op_by_op(model, (x,), wanted_db=500.0)
     assert len(everything.skip_modules) == 6 and everything.reached_db == math.inf
 
 
 def test_graph_breaks_and_layers_that_run_twice():
-    class Broken(Mlp):
-        def forward(self, x):
-            hidden = self.up(x)
-            torch._dynamo.graph_break()
-            return self.down(torch.relu(hidden)) + self.down(torch.relu(-hidden))
-
     torch.manual_seed(0)
-    found = diagnose(frozen(Broken()), (activation(4),))
+    found = op_by_op(frozen(Broken()), (activation(4),))
     assert [layer.module for layer in found.layers] == ["up", "down"] and 20 < found.total_db < 60
 
 
 def test_exported_program():
     torch.manual_seed(0)
     model, x = frozen(Mlp()), activation(5)
-    found = diagnose(torch.export.export(model, (x,)))
+    found = op_by_op(torch.export.export(model, (x,)))
     torch._dynamo.reset()
     assert found.total_db == pytest.approx(diagnose(model, (x,)).total_db, abs=0.01)
 
 
 def test_models_without_anything_to_compare():
     with pytest.raises(CaptureError, match="no floating-point tensors"):
-        diagnose(nn.Sequential(frozen(Mlp()), ArgMax()), (activation(4),))
-    found = diagnose(quantize_(nn.Sequential(nn.Linear(4, 4))), (torch.randn(2, 4),))
+        op_by_op(nn.Sequential(frozen(Mlp()), ArgMax()), (activation(4),))
+    found = op_by_op(quantize_(nn.Sequential(nn.Linear(4, 4))), (torch.randn(2, 4),))
     assert found.layers == () and "no layer was rewritten" in str(found)
+
+
+class Broken(Mlp):
+    def forward(self, x):
+        hidden = self.up(x)
+        torch._dynamo.graph_break()
+        return self.down(torch.relu(hidden)) + self.down(torch.relu(-hidden))
 
 
 class ArgMax(nn.Module):
     def forward(self, x):
         return x.argmax(-1)
+
+
+# --- the compiled model
+
+
+class Coarse(Mlp):
+    """Between its Linears values pass a coarse grid in bfloat16; Inductor computes that in float32, without one."""
+
+    def forward(self, x):
+        return self.down(torch.relu((self.up(x) + 64) - 64))
+
+
+@pytest.mark.inductor
+def test_compiled_model_is_as_far_from_float_as_its_ops():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    found = diagnose(frozen(Mlp()), (activation(5),))
+    assert found.compiled_db == pytest.approx(found.total_db, abs=0.1) and not found.leaves_when_compiled
+    for layer in found.layers:
+        assert layer.compiled_db == pytest.approx(layer.running_db, abs=0.1)
+    assert f"compiled: {found.compiled_db:.1f} dB" in str(found) and "than rounding" not in str(found)
+
+
+@pytest.mark.inductor
+def test_the_layer_at_which_the_compiled_model_leaves_its_ops_is_named():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, x = frozen(Coarse()).bfloat16(), activation(16).bfloat16()
+    found = diagnose(model, (x,))
+    assert found.leaves_when_compiled and found.leaves_at.module == "down"
+    compiled = torch.compile(model, backend="int8mixed")
+    with torch.no_grad():
+        assert found.compiled_db == pytest.approx(decibels(model(x), compiled(x)), abs=0.1)
+    assert "differs from its ops by more than rounding: before or in down" in str(found)
+    torch._dynamo.reset()
+    assert diagnose(model, (x,), options={"lowering": "eager"}).compiled_db is None
+
+
+@pytest.mark.inductor
+def test_compiled_programs_graph_breaks_and_freed_weights():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, x = frozen(Broken()), activation(4)
+    found = diagnose(model, (x,), options={"free_weights": True})
+    assert found.compiled_db == pytest.approx(found.total_db, abs=0.1)
+    assert all(layer.compiled_db == pytest.approx(layer.running_db, abs=0.1) for layer in found.layers)
+    assert torch.isfinite(model(x)).all()  # no weight was released
+    torch._dynamo.reset()
+    found = diagnose(torch.export.export(frozen(Mlp()), (activation(5),)))
+    assert found.compiled_db == pytest.approx(found.total_db, abs=0.1)
+    assert [layer.compiled_db is None for layer in found.layers] == [False, False]
 
 
 # --- planted layers in a trained model
@@ -180,10 +237,14 @@ def test_suppressed_outliers_are_named_and_a_lower_threshold_repairs_them():
 
 
 def test_command_prints_text_or_json(run):
-    code, out, err = run("debug", "tests.test_cli:make", "--want", "60")
+    code, out, err = run("debug", "tests.test_cli:make", "--want", "60", "--no-compile")
     assert (code, err) == (0, "")
     assert "look at up: " in out and "for 60 dB: skip_modules=['up'], which gives exact dB" in out
-    code, out, _ = run("debug", "tests.test_cli:make", "--json", "--threshold", "3")
+    code, out, _ = run("debug", "tests.test_cli:make", "--json", "--threshold", "3", "--no-compile")
     document = json.loads(out)
-    assert document["schema"] == 1 and [layer["module"] for layer in document["layers"]] == ["up"]
+    assert (
+        document["schema"] == 2
+        and document["compiled_db"] is None
+        and [layer["module"] for layer in document["layers"]] == ["up"]
+    )
     assert {"total_db", "suspect", "repairs", "repair"} <= document.keys() and Diagnosis.__doc__

@@ -82,7 +82,7 @@ def test_absent_or_mixed_paths_are_refused(tmp_path):
     with pytest.raises(ReportFileError, match="there is no file"):
         compare(tmp_path / "a.json", tmp_path / "b.json")
     (tmp_path / "b").mkdir()
-    with pytest.raises(ReportFileError, match="not one of each"):
+    with pytest.raises(ReportFileError, match="two of a kind, not a JSON report and a folder of dumps"):
         compare(tmp_path / "a.json", tmp_path / "b")
     with pytest.raises(ReportFileError, match=r"has no report\.json"):
         compare(tmp_path / "b", tmp_path / "b")

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from int8pass import explain
+from int8pass import explain, export_onnx
+from int8pass.export.decoder import with_past
 from int8pass.inspection.observation import LEVELS, Details, Levels
+from int8pass.inspection.onnx_file import explain_file
 from int8pass.inspection.report import Report, Row
 from int8pass.inspection.stages import Stage, StageNode
 from int8pass.inspection.timing import Timing
@@ -49,6 +51,29 @@ def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     explain(model, (x,)).to_html(path, "a small model")
     return path
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=64)
+    model = transformers.GPT2LMHeadModel(config).eval().requires_grad_(False)
+    model.transformer.h[0].ln_1.weight[5] = 9.0  # an outlier column
+    return model
+
+
+@pytest.fixture(scope="module")
+def pages(path, gpt2, tmp_path_factory):
+    """By name: the small model, a GPT-2-shaped one with times, and an ONNX file of that with its past."""
+    folder = tmp_path_factory.mktemp("pages")
+    torch._dynamo.reset()
+    report = explain(gpt2, (torch.arange(8)[None],), {"use_cache": False}, timings=True)
+    report.to_html(folder / "gpt2.html", "a GPT-2-shaped model")
+    module, example, shapes = with_past(gpt2)
+    export_onnx(module, None, folder / "gpt2.onnx", kwargs=example, dynamic_shapes=shapes)
+    explain_file(folder / "gpt2.onnx").to_html(folder / "file.html", "a file of it")
+    return {"small": path, "gpt2": folder / "gpt2.html", "file": folder / "file.html"}
 
 
 @pytest.fixture(scope="module")
@@ -276,14 +301,16 @@ def test_theme_by_mouse_and_by_keyboard(browser):
 
 
 @pytest.mark.parametrize("width", (1280, 400))
-def test_nothing_overlaps(started, path, width):
-    open_page(started, path, width)
-    for row in (1, 7):
-        find(started, f"#layer-table tbody tr:nth-child({row}) button").click()
+@pytest.mark.parametrize("page", ("small", "gpt2", "file"))
+def test_nothing_overlaps(started, pages, page, width):
+    open_page(started, pages[page], width)
+    for row in (":first-child", ":last-child"):
+        find(started, f"#layer-table tbody tr{row} button").click()
         assert started.execute_script(OVERLAPS) == []
         assert started.execute_script("return document.documentElement.scrollWidth") <= width
     find(started, "#unfold").click()
     assert started.execute_script(OVERLAPS) == []
+    assert started.get_log("browser") == []
 
 
 @pytest.mark.parametrize("theme", ("light", "dark"))
@@ -339,7 +366,7 @@ def test_print_leaves_controls_out_and_shows_all_rows(browser):
 def test_times_are_columns_and_facts(started, tmp_path):
     path = tmp_path / "timed.html"
     plain = large_report(3)
-    timing = Timing(float=4e-3, int8=1e-3, quantize=1e-4, gemm=7e-4, dequantize=0.0, outliers=2e-4)
+    timing = Timing(float=4e-3, int8=1e-3, quantize=1e-4, gemm=7e-4, dequantize=None, outliers=2e-4)
     rows = (*(replace(row, timing=timing) for row in plain.rows[:2]), plain.rows[2])
     replace(plain, rows=rows).to_html(path)
     open_page(started, path)
@@ -348,7 +375,53 @@ def test_times_are_columns_and_facts(started, tmp_path):
     find(started, "#layer-table tbody tr:nth-child(2) button").click()
     facts = dict(zip(text_of(started, "#layer-body dt"), text_of(started, "#layer-body dd"), strict=True))
     assert facts["µs int8, float"] == "1000, 4000"
-    assert facts["µs quantize, GEMM, dequantize, outliers"] == "100, 700, 0, 200"
+    assert facts["µs quantize, GEMM, dequantize, outliers"] == "100, 700, fused, 200"
+    assert "faster in float" not in find(started, "#skipped").text
+    rows = tuple(replace(row, timing=row.timing and replace(timing, int8=8e-3)) for row in rows)
+    replace(plain, rows=rows).to_html(path)
+    open_page(started, path)
+    suggestion = 'faster in float, by 8.00 ms: skip_modules=["blocks.0.0", "blocks.0.1"]'
+    assert suggestion in text_of(started, "#skipped li")
+
+
+# --- other models, and files
+
+
+def test_gpt2_shaped_model(started, pages):
+    open_page(started, pages["gpt2"])
+    assert names(started)[:2] == ["transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_proj"]
+    find(started, "#with-outliers").click()
+    assert names(started) == ["transformer.h.0.attn.c_attn"]
+    find(started, "#layer-table tbody button").click()
+    before, after = started.find_elements("css selector", "#layer .drawing")
+    assert len(before.find_elements("css selector", ".node.call:not(.beside)")) == 1  # Conv1D is one addmm
+    assert len(after.find_elements("css selector", ".node.int8")) == 6
+    assert len(started.find_elements("css selector", "#layer .bar.over")) == 1
+    assert started.get_log("browser") == []
+
+
+def test_file_shows_what_a_file_tells(started, pages):
+    open_page(started, pages["file"])
+    facts = dict(zip(text_of(started, "#totals dt"), text_of(started, "#totals dd"), strict=True))
+    assert facts["rewritten to int8"] == "8" and facts["outlier columns found"] == "in each call"
+    assert "MB in the file" in facts and "MB at the peak" not in facts
+    headings = text_of(started, "#layer-table thead th")
+    assert headings[-2:] == ["MB float", "MB in the file"] and "SNR dB" not in headings
+    find(started, "#filter").send_keys("h.1.mlp")
+    assert names(started) == ["transformer.h.1.mlp.c_fc", "transformer.h.1.mlp.c_proj"]
+    find(started, "#layer-table tbody tr:nth-child(2) button").click()
+    assert text_of(started, "#layer-body h3") == ["In the file", "Weights"]
+    labels = [each.get_attribute("aria-label") for each in started.find_elements("css selector", "#layer .node.int8")]
+    assert sum(" = QuantizeLinear(" in label for label in labels) == 1
+    assert any("%transformer.h.1.mlp.c_proj.weight_inputs_first" in label for label in labels)
+    drawing = find(started, "#graph-pair .drawing")
+    assert len(started.find_elements("css selector", "#graph-pair .drawing")) == 1
+    first = scale(started, drawing)
+    started.execute_script("arguments[0].querySelector('svg').focus()", drawing)
+    press(started, "+")
+    assert scale(started, drawing) > first
+    assert not find(started, "#stage-mode").is_displayed() and " = QuantizeLinear(" in find(started, "#stage-text").text
+    assert started.get_log("browser") == []
 
 
 # --- large models

@@ -123,17 +123,18 @@ def test_text_shortens_long_lists_of_columns():
 
 def test_json_holds_every_field():
     rows = (REWRITTEN, SKIPPED, NAMELESS)
-    document = json.loads(report(*rows, scheme="zeropoint", threshold=2.5, outliers="token", graphs=3).to_json())
-    assert document.keys() == {"schema", "scheme", "threshold", "outliers", "graphs", "totals", "rows"}
-    assert document["schema"] == SCHEMA_VERSION == 3
+    document = json.loads(report(*rows, threshold=2.5, outliers="token", graphs=3).to_json())
+    options = {"scheme", "threshold", "outliers", "profile", "file"}
+    assert document.keys() == options | {"schema", "graphs", "totals", "rows"}
+    assert document["schema"] == SCHEMA_VERSION == 4
     assert (document["threshold"], document["outliers"], document["graphs"]) == (2.5, "token", 3)
     assert document["scheme"] == "zeropoint"
     assert document["totals"]["rewritten"] == 1
     for row, expected in zip(document["rows"], rows, strict=True):
         assert row.keys() == {field.name for field in dataclasses.fields(Row)}
         shape = None if expected.weight_shape is None else list(expected.weight_shape)
-        plain = {"weight_shape": shape, "outlier_columns": list(expected.outlier_columns), "schemes": []}
-        assert row == dataclasses.asdict(expected) | plain
+        plain = {"weight_shape": shape, "outlier_columns": list(expected.outlier_columns)}
+        assert row == dataclasses.asdict(expected) | plain | {"missed_columns": [], "schemes": []}
 
 
 @pytest.mark.parametrize("ratio", (math.inf, -math.inf, math.nan))

@@ -12,7 +12,7 @@ from int8pass.kernels.cpu import fused
 from tests.inspection.test_report import NAMELESS, REWRITTEN, report
 from tests.linear_models import Mlp, activation, frozen
 
-FAST = Timing(float=4e-3, int8=1e-3, quantize=1e-4, gemm=7e-4, dequantize=0.0, outliers=2e-4)
+FAST = Timing(float=4e-3, int8=1e-3, quantize=1e-4, gemm=7e-4, dequantize=None, outliers=2e-4)
 SLOW = dataclasses.replace(FAST, int8=8e-3)
 
 
@@ -39,7 +39,7 @@ def test_every_part_is_timed(lowering, threshold, outlier_weights):
     if lowering == "eager" or not fused.is_available():
         assert parts["dequantize"] > 0 and (parts["outliers"] > 0) == (threshold > 0)
     else:
-        assert parts["dequantize"] == 0.0 and parts["outliers"] >= 0.0
+        assert parts["dequantize"] is None and parts["outliers"] >= 0.0
 
 
 def test_timing_leaves_the_report_as_it_is():
@@ -55,14 +55,16 @@ def test_slower_layers_are_suggested_to_be_skipped():
     assert found.slower_in_int8 == ("encoder.down",)
     lines = str(found).splitlines()
     assert lines[0].endswith("MB peak  us int8  us float  quantize  GEMM  dequantize  outliers")
-    assert lines[2].split()[-6:] == ["1000", "4000", "100", "700", "0", "200"]
+    assert lines[2].split()[-6:] == ["1000", "4000", "100", "700", "fused", "200"]
     assert "time of the Linears, each alone: 9.00 ms in int8, 8.00 ms in float" in lines
-    assert "faster in float: skip_modules=['encoder.down']" in lines
+    assert found.saved_by_skipping == pytest.approx(4e-3)
+    assert "faster in float, by 4.00 ms: skip_modules=['encoder.down']" in lines
 
 
 def test_linears_of_one_module_are_judged_together_and_noise_is_not_slower():
     noise = dataclasses.replace(FAST, int8=4.2e-3)
-    assert report(timed(noise)).slower_in_int8 == ()
+    assert report(timed(noise)).slower_in_int8 == () and report(timed(noise)).saved_by_skipping == 0.0
+    assert "faster in float" not in str(report(timed(noise)))
     assert report(timed(FAST), timed(dataclasses.replace(FAST, int8=5e-3))).slower_in_int8 == ()
 
 

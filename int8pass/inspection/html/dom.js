@@ -16,9 +16,15 @@ function el(name, attributes = {}, ...children) {
 const byId = (id) => document.getElementById(id);
 const megabytes = (bytes) => (bytes / 1e6).toFixed(2);
 const shortNumber = (value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toString());
-const layerName = (row) => (row.module || "(root)") + row.view;
+const layerName = (row) => row.name;
 const shape = (row) => (row.weight_shape || []).join("×");
 const decision = (row) => (row.rewritten ? "int8" : "skipped: " + row.reason);
+
+/** A layer goes by its module, and by the view of its weight where its module has several. */
+function nameLayers(rows) {
+  const views = d3.rollup(rows, (same) => new Set(same.map((row) => row.view)).size, (row) => row.module);
+  for (const row of rows) row.name = (row.module || "(root)") + (views.get(row.module) > 1 ? row.view : "");
+}
 
 function decibels(row) {
   if (row.exact) return "exact";

@@ -6,6 +6,7 @@ const CHARACTER = 6.8; // pixels of a character of the 11 px monospaced font
 const LONGEST_NAME = 22;
 const ZOOM_STEP = 1.4;
 const MOVE_STEP = 60;
+const INT8_OPS = /^(int8pass\.|(QuantizeLinear|DequantizeLinear|MatMulInteger)\()/; // of a graph, and of an ONNX file
 
 /**
  * A figure with a zoomable drawing.
@@ -111,10 +112,10 @@ function pressable(group, press) {
 function drawnNode(node, extra = "") {
   const [name, text, kind] = node;
   const [left, right] = splitOnce(text, " = ");
-  const type = splitOnce(left, " : ")[1] || "";
+  const [type = "", more] = splitOnce(splitOnce(left, " : ")[1] || "", ", %"); // an operator of a file may have several results
   const operation = kind === "call" ? splitOnce(right, "(")[0].replace("int8pass.", "") : kind === "output" ? "output" : kind === "weight" ? right.replaceAll("'", "") : name;
-  const classes = `${kind} ${right?.startsWith("int8pass.") ? "int8" : ""} ${extra}`;
-  return { id: name, lines: [shortened(operation), type], classes, label: text };
+  const classes = `${kind} ${INT8_OPS.test(right) ? "int8" : ""} ${extra}`;
+  return { id: name, lines: [shortened(operation), more ? `${type}, …` : type], classes, label: text };
 }
 
 /** The end of a long name says more than its start. */

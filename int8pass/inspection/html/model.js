@@ -11,7 +11,7 @@ function startModel(data) {
   const views = () => {
     const graph = data.graphs[Number(byId("graph-number").value || 0)];
     const withWeights = byId("with-weights").checked;
-    return [["Before", graph.stages[0]], ["After", graph.stages.at(-1)]].map(([title, stage]) => [title, folded(graph, stage, open, withWeights)]);
+    return shownStages(graph).map(([title, stage]) => [title, folded(graph, stage, open, withWeights)]);
   };
 
   function show(focus) {
@@ -46,6 +46,12 @@ function startModel(data) {
   while (data.graphs.length && onlyFolded(views()).length === 1) open.add(onlyFolded(views())[0]);
   if (data.graphs.length) show();
   else byId("graph").hidden = true;
+}
+
+/** The stages to draw: a model's first and last, or the one of a file. */
+function shownStages(graph) {
+  if (graph.stages.length === 1) return [["In the file", graph.stages[0]]];
+  return [["Before", graph.stages[0]], ["After", graph.stages.at(-1)]];
 }
 
 /** The folded modules of a view in which nothing else is worth seeing: those are opened at the start. */

@@ -41,10 +41,10 @@ function levelsPlot(what, levels, outliers) {
 }
 
 /** The largest magnitudes by column, with the threshold. */
-function peaksPlot(row, threshold) {
+function peaksPlot(row, threshold, profile) {
   const peaks = row.peaks.filter(([, peak]) => peak != null);
   const note = row.outlier_columns.length
-    ? `Columns that reach the threshold ${threshold}, and are multiplied in floating point: ${row.outlier_columns.length}.`
+    ? `Columns that ${profile ? "the profile names" : `reach the threshold ${threshold}`}, and are multiplied in floating point: ${row.outlier_columns.length}.`
     : `No column reaches the threshold ${threshold}.`;
   const svg = plot(`Largest magnitudes by column. ${note} ` + peaks.slice(0, 12).map(([c, p]) => `${c}: ${shortNumber(p)}`).join(", "));
   const x = d3.scaleBand(peaks.map(([column]) => column), [PLOT.left, PLOT.width - PLOT.right]).padding(0.15);

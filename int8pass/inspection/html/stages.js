@@ -10,6 +10,7 @@ function startStages(graphs) {
   }
   fillSelect(byId("stage-graph"), graphs.map((_, number) => `graph ${number}`));
   fillSelect(byId("stage-name"), graphs[0].stages.map((stage) => stage.name));
+  byId("stage-mode").closest("label").hidden = graphs[0].stages.length < 2;
   const rewrite = graphs[0].stages.findIndex((stage) => stage.name === "linear_to_int8_mixed");
   byId("stage-name").value = String(Math.max(rewrite, 0));
   const show = () => {

@@ -6,23 +6,32 @@ const COLUMNS = [
   { name: "weight", value: (row) => (row.weight_shape || []).reduce((a, b) => a * b, 1), text: shape },
   { name: "dtype", value: (row) => row.dtype },
   { name: "decision", value: decision },
-  { name: "outlier columns", value: (row) => row.outlier_columns.length, text: outlierText },
-  { name: "SNR dB", value: (row) => (row.exact ? Infinity : row.snr_db), text: decibels, number: true },
-  { name: "MB float", value: (row) => row.bytes_before, text: (row) => megabytes(row.bytes_before), number: true },
-  { name: "MB after", value: (row) => row.bytes_after, text: (row) => megabytes(row.bytes_after), number: true },
+  { name: "outlier columns", value: (row) => row.outlier_columns?.length, text: outlierText },
 ];
+const bytesColumn = (name, field) => ({ name, value: (row) => row[field], text: (row) => megabytes(row[field]), number: true });
+const MODEL_COLUMNS = [
+  { name: "SNR dB", value: (row) => (row.exact ? Infinity : row.snr_db), text: decibels, number: true },
+  bytesColumn("MB float", "bytes_before"),
+  bytesColumn("MB after", "bytes_after"),
+];
+const FILE_COLUMNS = [bytesColumn("MB float", "bytes_before"), bytesColumn("MB in the file", "bytes_after")];
 const OUTLIERS_SHOWN = 8;
 
 function outlierText(row) {
   if (!row.rewritten) return "";
   const columns = row.outlier_columns;
-  if (!columns.length) return "none";
-  const more = columns.length > OUTLIERS_SHOWN ? ", …" : "";
-  return `${columns.length}: ${columns.slice(0, OUTLIERS_SHOWN).join(", ")}${more}`;
+  if (columns == null) return "in each call";
+  const missed = row.missed_columns.length ? ` (missed: ${listed(row.missed_columns)})` : "";
+  return (columns.length ? `${columns.length}: ${listed(columns)}` : "none") + missed;
 }
 
-function startTable(rows, choose) {
-  const columns = COLUMNS.concat(timeColumns(rows));
+function listed(columns) {
+  return columns.slice(0, OUTLIERS_SHOWN).join(", ") + (columns.length > OUTLIERS_SHOWN ? ", …" : "");
+}
+
+function startTable(data, choose) {
+  const rows = data.rows;
+  const columns = COLUMNS.concat(data.file ? FILE_COLUMNS : MODEL_COLUMNS, timeColumns(rows));
   const table = byId("layer-table");
   const lines = rows.map((row, number) => tableLine(columns, row, number, choose));
   const order = rows.map((_, number) => number);
@@ -48,7 +57,7 @@ function startTable(rows, choose) {
       const row = rows[number];
       const text = `${layerName(row)} ${decision(row)} ${shape(row)} ${row.dtype}`.toLowerCase();
       return words.every((word) => text.includes(word)) && decision(row).startsWith(wanted)
-        && (!onlyOutliers || row.outlier_columns.length > 0);
+        && (!onlyOutliers || row.outlier_columns?.length > 0);
     });
     table.tBodies[0].replaceChildren(...kept.map((number) => lines[number]));
     byId("shown").textContent = `${kept.length} of ${rows.length} layers`;
