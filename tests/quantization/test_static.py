@@ -17,6 +17,7 @@ from torch import nn
 from int8pass import Int8MixedConfig, calibrate, convert, explain, export_onnx, ops, quantize_
 from int8pass.errors import ConfigError, ProfileError
 from int8pass.graph import operation
+from int8pass.inspection.debug import diagnose
 from int8pass.kernels.cpu import fused
 from int8pass.kernels.cpu.packing import code_offset, pack
 from int8pass.quantization import SCHEMES
@@ -24,6 +25,7 @@ from int8pass.quantization.static import StaticScale, count_clamped, static_scal
 from tests import reference, reference_schemes
 from tests.graphs import compiled, holder, program_of, signs
 from tests.linear_models import IN, Mlp, activation, exported, frozen, relative_error, reloaded
+from tests.test_cli import make
 from tests.test_exactness import DTYPES, array, assert_close, linear
 
 NAN, INF = float("nan"), float("inf")
@@ -204,6 +206,34 @@ def test_report_counts_what_was_clamped():
     assert up.snr_db == pytest.approx(ratio, abs=0.05)
     plain = explain(model, (x,), options={"profile": profile})
     assert "clamped" not in str(plain) and plain.rows[0].clamped == 0
+
+
+@schemes
+def test_debug_measures_it_and_what_leaving_it_would_bring(name):
+    torch.manual_seed(0)
+    model, x = frozen(Mlp()), activation(5)
+    profile = profile_of(model, activation(40) / 4, name=name)  # of smaller inputs: much is clamped
+    found = diagnose(model, (x,), options=static(profile, name))
+    output = compile_eager(model, **static(profile, name))(x)
+    assert found.total_db == pytest.approx(-20 * np.log10(relative_error(output, model(x))), abs=0.05)
+    repairs = {repair.option: repair.total_db for repair in found.repairs}
+    assert ("activations" in repairs) == SCHEMES[name].decomposition
+    dynamic = compile_eager(model, scheme=name)(x)
+    wanted = -20 * np.log10(relative_error(dynamic, model(x)))
+    assert repairs["profile"] == pytest.approx(wanted, abs=0.05) and wanted > found.total_db + 3
+
+
+@pytest.mark.parametrize("command", ("report", "dump", "debug"))
+def test_commands_take_it(run, command, tmp_path):
+    model, args, kwargs = make()
+    calibrate(model, [(args, kwargs)], progress=False).save(tmp_path / "profile.json")
+    stage = ("--stage", "share_activation_quantize") if command == "dump" else ()
+    options = ("--profile", tmp_path / "profile.json", "--activations", "static", *stage)
+    code, out, err = run(command, "tests.test_cli:make", *options)
+    assert (code, err) == (0, "")
+    assert command != "dump" or "int8pass.quantize_static" in out
+    code, _, err = run(command, "tests.test_cli:make", "--activations", "static", *stage)
+    assert code == 2 and "takes its ranges from a profile" in err
 
 
 def _renamed(profile):
