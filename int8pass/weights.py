@@ -37,11 +37,11 @@ class ColumnCounts(NamedTuple):
 class QuantizedWeight:
     """An int8 weight: W[n, k] = codes[n, k] * scale[n] up to rounding.
 
-    scale: float32[N], all equal where there is one for the tensor; codes: int8[N, K]; code_sums: int32[N], their sums
-    over K; packed and offset: the layout of the fused CPU kernel. Memory holds the codes once: `packed` takes their
-    place. Only where a graph that is not fused (training, debugging) reads `codes` after that are both kept.
-    column_cache, profiled_cache: where that kernel keeps outlier columns of the float weight between calls, as they are
-    and, for those that a profile names, in 16 bits.
+    scale: float32[N], all equal where there is one for the tensor, or float32[N, groups]; codes: int8[N, K];
+    code_sums: int32 like scale, sums of the codes; packed and offset: the layout of the fused CPU kernel. Memory holds
+    the codes once: `packed` takes their place. Only where a graph that is not fused (training, debugging) reads `codes`
+    after that are both kept. column_cache, profiled_cache: where that kernel keeps outlier columns of the float weight
+    between calls, as they are and, for those that a profile names, in 16 bits.
     """
 
     _lock = threading.Lock()
@@ -93,7 +93,9 @@ class QuantizedWeight:
     @property
     def code_sums(self) -> Tensor:
         with self._lock:
-            if self._code_sums is None:
+            if self._code_sums is None and self.scale.dim() == 2:
+                self._code_sums = self.codes.view(*self.scale.shape, -1).sum(-1, dtype=torch.int32)
+            elif self._code_sums is None:
                 offset = code_offset(self._codes) if self._offset is None else self._offset
                 self._code_sums = offset // ZERO_POINT
         return self._code_sums
@@ -127,9 +129,9 @@ class QuantizedWeight:
         """An uninitialized tensor like a field, for shape propagation; it forces no layout."""
         shape, dtype = {
             "codes": (self.shape, torch.int8),
-            "scale": (self.shape[:1], torch.float32),
+            "scale": (self.scale.shape, torch.float32),
             "input_factor": (self.shape[1:], torch.float32),
-            "code_sums": (self.shape[:1], torch.int32),
+            "code_sums": (self.scale.shape, torch.int32),
             "packed": (packed_shape(*self.shape), torch.int8),
             "offset": (self.shape[:1], torch.int32),
             "column_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
@@ -144,8 +146,9 @@ def quantize_weight(weight: Tensor, form: WeightForm = PER_CHANNEL) -> Quantized
     weight: [N, K] float16, bfloat16 or float32, any strides. Raises WeightError for NaN, infinity, or magnitudes whose
     int32 sums would overflow float32 once scaled; ProfileError where `form` holds rounded weights, and not this one.
     """
+    input_factor = None
     if not isinstance(form, RoundedWeights):
-        codes, scale, input_factor = *_codes_and_scale(weight, form), None
+        codes, scale = _by_group(weight, form) if form.group_size else _codes_and_scale(weight, form)
     elif bool(torch.isfinite(weight).all()):
         rounded = form.of(weight)
         codes, scale, input_factor = rounded.codes, rounded.scale, rounded.input_factor
@@ -155,7 +158,15 @@ def quantize_weight(weight: Tensor, form: WeightForm = PER_CHANNEL) -> Quantized
     return QuantizedWeight(codes, scale, input_factor)
 
 
+def _by_group(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, Tensor]:
+    if weight.shape[1] % form.group_size:
+        raise WeightError(f"K = {weight.shape[1]} is not a multiple of the group size {form.group_size}")
+    codes, scale = _codes_and_scale(weight.reshape(-1, form.group_size), form)
+    return codes.view(weight.shape), scale.view(form.scale_shape(*weight.shape))
+
+
 def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, Tensor]:
+    """int8[R, C] and float32[R] of rows [R, C] that have a scale each."""
     rows, columns = weight.shape
     codes = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
@@ -165,7 +176,7 @@ def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, 
     step = max(1, at_once // max(1, columns))
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        if form.granularity == "per_channel":
+        if form.granularity != "per_tensor":
             scale[part] = form.scale(weight[part])
         codes[part] = absmax_codes(weight[part], scale[part])
     return codes, scale

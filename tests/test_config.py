@@ -18,6 +18,7 @@ from int8pass.quantization import SCHEMES
 
 DEFAULTS = dict(
     scheme=dataclasses.asdict(SCHEMES["llm.int8"]),
+    activations="dynamic",
     threshold=6.0,
     outliers="column",
     outlier_weights=None,

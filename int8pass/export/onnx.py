@@ -86,6 +86,8 @@ def export_onnx(
 
 def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: Target) -> Int8MixedConfig:
     """The options as a file can keep them. Raises ConfigError."""
+    if config.activations == "static":
+        raise ConfigError("a file finds the ranges of activations in each call: leave activations 'dynamic'")
     config.require_break_even_off("export_onnx")
     if not config.scheme.has_default_form:
         names = ", ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.has_default_form)

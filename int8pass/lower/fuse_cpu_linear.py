@@ -9,6 +9,8 @@ before:
     %dequantize : f32[4, 32] = int8pass.dequantize(%int8_mm, %scale_per_token, %w_scale, %outlier_mm, %bias, float32)
 after:
     %cpu_int8_linear : f32[4, 32] = int8pass.cpu_int8_linear(%x, %w_packed, %w_offset, %w_scale, %bias, %w, ...)
+or, by the range of a profile (activations="static"):
+    %cpu_static_linear : f32[4, 32] = int8pass.cpu_static_linear(%x, %w_packed, %w_offset, %w_scale, %bias, %w, ...)
 or, where %x has several readers:
     %cpu_quantize : (u8[4, 64], f32[4], bool[64]) = int8pass.cpu_quantize(%x, 6.0, False)
     %getitem : u8[4, 64] = getitem(%cpu_quantize, 0)
@@ -46,7 +48,7 @@ def fuse_cpu_linear(program: Program) -> int:
 
 
 def _match(program: Program, node: fx.Node) -> RewrittenLinear | None:
-    match = match_rewritten_linear(node, "cpu")
+    match = match_rewritten_linear(node, "cpu", static=True)
     if match is None:
         return None
     reads_codes_alone = all(user.target in (ops.int8_mm, ops.outlier_mm) for user in match.codes.users)
@@ -55,18 +57,27 @@ def _match(program: Program, node: fx.Node) -> RewrittenLinear | None:
 
 
 def _quantize(match: RewrittenLinear) -> tuple[fx.Node, ...]:
-    result = insert(match.quantize, fused.cpu_quantize, match.x, *match.outlier_rule, *match.known_columns)
+    if match.static_scale is None:
+        result = insert(match.quantize, fused.cpu_quantize, match.x, *match.outlier_rule, *match.known_columns)
+    else:
+        result = insert(match.quantize, fused.cpu_quantize_static, match.x, *_static_rule(match))
     return tuple(insert(match.quantize, operator.getitem, result, index) for index in range(3))
 
 
 def _linear(program: Program, match: RewrittenLinear, quantized: tuple[fx.Node, ...]) -> fx.Node:
-    node, op = match.dequantize, fused.cpu_linear if quantized else fused.cpu_int8_linear
+    node = match.dequantize
     *_, w_scale, _, bias, dtype = node.args
     expression = program.weight_inputs[match.codes.name].expression
     packed, offset = (program.weight_input(expression, part) for part in ("packed", "offset"))
     field = "profiled_cache" if match.known_columns else "column_cache"
     cache = None if match.weight is None else program.weight_input(expression, field)
-    return insert(
-        node, op, match.x, *quantized, packed, offset, w_scale, bias, match.weight, cache, *match.outlier_rule, dtype,
-        *match.known_columns,
-    )  # fmt: skip
+    weights = (packed, offset, w_scale, bias, match.weight, cache)
+    if match.static_scale is not None and not quantized:
+        return insert(node, fused.cpu_static_linear, match.x, *weights, *_static_rule(match), dtype)
+    op = fused.cpu_linear if quantized else fused.cpu_int8_linear
+    return insert(node, op, match.x, *quantized, *weights, *match.outlier_rule, dtype, *match.known_columns)
+
+
+def _static_rule(match: RewrittenLinear) -> tuple[float, tuple[int, ...]]:
+    """The scale, and the outlier columns."""
+    return match.static_scale, *(match.known_columns or ((),))
