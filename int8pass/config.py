@@ -121,19 +121,17 @@ class Int8MixedConfig:
     def _check_tensorrt(self) -> None:
         if self.lowering != "tensorrt":
             return
-        if not self.scheme.has_default_form:
+        if not self.scheme.has_default_form or self.activations == "static":
             names = ", ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.has_default_form)
             raise ConfigError(
-                f"lowering='tensorrt' takes one symmetric scale for each row of activations: scheme {names}"
+                "lowering='tensorrt' takes one symmetric scale for each row of activations, found in each call: scheme "
+                f"{names} with activations='dynamic'"
             )
         if self.threshold and self.profile is None:
             raise ConfigError(
                 "lowering='tensorrt' cannot find outlier columns in each call yet: pass a profile, made with "
                 "int8pass.calibrate, or threshold 0.0 for no outlier branch"
             )
-        if not self.scheme.has_default_form or self.activations == "static":
-            names = ", ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.has_default_form)
-            raise ConfigError(f"lowering='tensorrt' takes schemes {names} with activations='dynamic'")
         if self.break_even == "measured":
             raise ConfigError("break_even='measured' times Inductor's Linears, not TensorRT's: leave it 'off'")
 
@@ -181,6 +179,11 @@ class Int8MixedConfig:
             raise ConfigError(
                 "lowering='tensorrt' does not scale inputs as this profile does: calibrate without migration, or "
                 "export an ONNX file for target 'tensorrt'"
+            )
+        if self.activations == "static" and profile.rounded.scales_inputs:
+            raise ConfigError(
+                "this profile scales inputs, and its ranges are those of the inputs as they are: calibrate without "
+                "migration for activations='static'"
             )
         if profile.outlier_weights == "original" and not self.keeps_original_weights:
             raise ConfigError(

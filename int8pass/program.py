@@ -15,7 +15,6 @@ from int8pass.config import Int8MixedConfig
 from int8pass.graph import dtype_name, is_canonical_linear, module_path, operation, value_of
 from int8pass.quantization.profile import ProfiledLayer
 from int8pass.quantization.rounded_weights import WeightForm
-from int8pass.quantization.scheme import Scheme
 from int8pass.quantization.static import StaticScale, static_scale
 from int8pass.weight_expression import WeightExpression, weight_expression
 from int8pass.weights import WEIGHTS, QuantizedWeight

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from int8pass import pipeline, torch_private
+from int8pass import ops, pipeline, torch_private
 from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.composition import (
     QuantizedActivation,
