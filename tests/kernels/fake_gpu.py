@@ -114,9 +114,9 @@ def main() -> None:
 
 
 def _typical(configs) -> int:
-    """128x128 tiles of many rows, 32 outputs of few."""
-    sizes = [(config.kwargs.get("BLOCK_M", 128), config.kwargs["BLOCK_N"]) for config in configs]
-    return sizes.index((128, 128)) if (128, 128) in sizes else sizes.index((128, 32))
+    """64x128 tiles of many rows, 32 outputs of few."""
+    sizes = [(config.kwargs.get("BLOCK_M"), config.kwargs["BLOCK_N"]) for config in configs]
+    return sizes.index((64, 128)) if (64, 128) in sizes else sizes.index((None, 32))
 
 
 def _assembly(kernel) -> list[str]:

@@ -111,7 +111,8 @@ def _few_rows(
                 right = load_weight_columns(weight, n, N, column, column >= 0, stride_n, stride_k).to(tl.float32)
                 if DEQUANTIZED:
                     right = right * column_scale[None, :]
-                outlier += tl.sum(left[:, :, None] * right[None, :, :], axis=1)
+                # summed over the last axis: over the middle one Triton would make it a product in TF32
+                outlier += tl.sum(left[:, None, :] * tl.trans(right)[None, :, :], axis=2)
 
     sums = tl.zeros([_TILE_ROWS, BLOCK_N], tl.int32)
     length = tl.cdiv(tl.cdiv(K, BLOCK_K), PARTS) * BLOCK_K
