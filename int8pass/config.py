@@ -124,8 +124,8 @@ class Int8MixedConfig:
         if not self.scheme.has_default_form or self.activations == "static":
             names = ", ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.has_default_form)
             raise ConfigError(
-                f"lowering='tensorrt' takes schemes {names} with activations='dynamic': one symmetric scale for each row "
-                "of activations, found in each call"
+                f"lowering='tensorrt' takes schemes {names} with activations='dynamic': one symmetric scale for each "
+                "row of activations, found in each call"
             )
         if self.threshold and self.profile is None:
             raise ConfigError(
