@@ -16,8 +16,9 @@ from int8pass.graph import dtype_name, is_canonical_linear, module_path, operati
 from int8pass.quantization.profile import ProfiledLayer
 from int8pass.quantization.rounded_weights import WeightForm
 from int8pass.quantization.static import StaticScale, static_scale
+from int8pass.weight_cache import WEIGHTS
 from int8pass.weight_expression import WeightExpression, weight_expression
-from int8pass.weights import WEIGHTS, QuantizedWeight
+from int8pass.weights import QuantizedWeight
 
 logger = logging.getLogger(__name__)
 _WORDS = {

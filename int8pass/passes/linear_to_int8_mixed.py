@@ -26,11 +26,11 @@ from torch import fx
 from int8pass import ops
 from int8pass.composition import int8_mixed_linear
 from int8pass.errors import WeightError
+from int8pass.freed_parameter import free, is_freed
 from int8pass.graph import insert, replace, value_of
 from int8pass.program import Program
 from int8pass.quantization.static import StaticScale
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import free, is_freed
 
 
 def linear_to_int8_mixed(program: Program) -> int:

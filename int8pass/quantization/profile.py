@@ -13,8 +13,8 @@ from torch import Tensor
 
 from int8pass.errors import OutputError, ProfileError
 from int8pass.files import require_writable, staged
+from int8pass.freed_parameter import is_freed
 from int8pass.quantization.rounded_weights import RoundedWeights
-from int8pass.weights import is_freed
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)  # version 1 has no ranges

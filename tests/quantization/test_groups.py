@@ -19,8 +19,9 @@ from int8pass.errors import ConfigError, WeightError
 from int8pass.inspection.debug import diagnose
 from int8pass.inspection.memory import weight_memory
 from int8pass.quantization import ActivationQuantization, Scheme, WeightQuantization
+from int8pass.weight_cache import WEIGHTS
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import WEIGHTS, quantize_weight
+from int8pass.weights import quantize_weight
 from tests import reference, reference_schemes
 from tests.graphs import compiled, holder, signs
 from tests.linear_models import exported, frozen, relative_error, reloaded
