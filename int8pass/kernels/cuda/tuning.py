@@ -24,6 +24,6 @@ def prune_tiles(configs: list[triton.Config], arguments: dict, **constants) -> l
     Outlier products in float32 take registers for each element of a tile, so that large tiles would spill.
     """
     rows = min(max(16, arguments["size"]), 256)
-    largest = 128 * 64 if constants.get("WIDE") else 256 * 256
+    largest = 64 * 64 if constants.get("WIDE") else 256 * 256
     fitting = [config for config in configs if config.kwargs["BLOCK_M"] * config.kwargs["BLOCK_N"] <= largest]
     return [config for config in fitting if min(rows, 64) // 2 <= config.kwargs["BLOCK_M"] <= rows] or fitting
