@@ -6,11 +6,12 @@ from collections.abc import Callable
 from torch import Tensor, fx, nn
 
 from int8pass.errors import FreedWeightError, ProfileError
+from int8pass.freed_parameter import free, is_freed
 from int8pass.graph import value_of
 from int8pass.program import Program
 from int8pass.torch_private import mark_added_input
+from int8pass.weight_cache import WEIGHTS
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import WEIGHTS, free, is_freed
 
 
 class InputBinding:

@@ -26,10 +26,11 @@ from torch import fx
 from int8pass import ops
 from int8pass.composition import int8_mixed_linear
 from int8pass.errors import WeightError
+from int8pass.freed_parameter import free, is_freed
 from int8pass.graph import insert, replace, value_of
 from int8pass.program import Program
+from int8pass.quantization.static import StaticScale
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import free, is_freed
 
 
 def linear_to_int8_mixed(program: Program) -> int:
@@ -39,20 +40,25 @@ def linear_to_int8_mixed(program: Program) -> int:
         node, expression = next(iter(program.linears.items()))
         del program.linears[node]
         columns = program.profiled_columns(expression, node)
+        static = program.static_scale(expression, node)
         try:
             program.quantized(expression)
         except WeightError as error:
             program.skip(node, str(error), expression)
             continue
         program.rewrote(node, expression)
-        replace(node, _int8_mixed(program, node, expression, columns))
+        replace(node, _int8_mixed(program, node, expression, columns, static))
         _free_if_unused(program, expression)
         count += 1
     return count
 
 
 def _int8_mixed(
-    program: Program, node: fx.Node, expression: WeightExpression, columns: tuple[int, ...] | None
+    program: Program,
+    node: fx.Node,
+    expression: WeightExpression,
+    columns: tuple[int, ...] | None,
+    static: StaticScale | None,
 ) -> fx.Node:
     config = program.config
     x, weight, bias = (*node.args, None)[:3]
@@ -69,6 +75,7 @@ def _int8_mixed(
         weight=weight if config.keeps_original_weights else None,
         differentiable=value_of(node).requires_grad,
         columns=columns,
+        static=static,
     )
 
 

@@ -24,9 +24,12 @@ _SHARED = frozenset(
         ops.scale_per_tensor,
         ops.asymmetric_scale,
         ops.zero_point,
+        ops.static_scale,
+        ops.static_zero_point,
         ops.quantize_per_token,
         ops.quantize_per_tensor,
         ops.quantize_asymmetric,
+        ops.quantize_static,
     }
 )
 

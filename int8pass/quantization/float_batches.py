@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from int8pass import pipeline, torch_private
+from int8pass.call_arguments import call_arguments
 from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.config import Int8MixedConfig
-from int8pass.errors import CaptureError, ConfigError
+from int8pass.errors import CaptureError
 from int8pass.exported import program_from_exported
 from int8pass.graph import value_of
 from int8pass.inspection.float_run import copied, flat_inputs
@@ -73,7 +74,7 @@ class FloatBatches:
         self._observe = observe
         self.count = 0
         for batch in shown(self._batches, doing, progress):
-            self._call(*_call_arguments(batch))
+            self._call(*call_arguments(batch))
             self.count += 1
         return self.count
 
@@ -119,20 +120,6 @@ class _Shower(fx.Interpreter):
             x = self.fetch_args_kwargs_from_env(node)[0][0]
             self._show(LinearInput(*self._read[node.name], x, self._sharers[node.name]))
         return super().run_node(node)
-
-
-def _call_arguments(batch: Any) -> tuple[tuple, dict]:
-    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple) and isinstance(batch[1], Mapping):
-        return batch[0], dict(batch[1])
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, tuple | list):
-        return tuple(batch), {}
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    raise ConfigError(
-        f"a batch is a mapping of keyword arguments, a tuple of arguments or a tensor, not {type(batch).__name__}"
-    )
 
 
 def shown(batches: Iterable[Any], doing: str, progress: bool) -> Iterator[Any]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from int8pass.errors import OutputError, ProfileError
 from int8pass.files import require_writable, staged
+from int8pass.freed_parameter import is_freed
 from int8pass.quantization.rounded_weights import RoundedWeights
-from int8pass.weights import is_freed
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)  # version 1 has no ranges
@@ -39,6 +39,13 @@ class ProfiledLayer:
     minimum: float | None = None
     maximum: float | None = None
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """minimum and maximum. Raises ProfileError where there are none."""
+        if self.minimum is None or self.maximum is None:
+            raise ProfileError(f"the profile has no range for {self.weight!r}: calibrate again to have one")
+        return self.minimum, self.maximum
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -58,13 +65,22 @@ class Profile:
     outlier_weights: str = "original"
 
     @property
+    def has_outlier_columns(self) -> bool:
+        """Whether any layer has."""
+        return any(layer.outlier_columns for layer in self.layers)
+
+    @property
     def fingerprint(self) -> str:
         """Of the model: SHA-256 over the names, shapes and fingerprints of the weights."""
         text = json.dumps([[layer.weight, layer.shape, layer.fingerprint] for layer in self.layers])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def columns(self, weight: str, shape: tuple[int, int], tensor: Tensor) -> tuple[int, ...]:
-        """The outlier columns of the Linear of `shape` (N, K) that reads `tensor`, a parameter named `weight`.
+        """The outlier columns of a Linear, see `layer`."""
+        return self.layer(weight, shape, tensor).outlier_columns
+
+    def layer(self, weight: str, shape: tuple[int, int], tensor: Tensor) -> ProfiledLayer:
+        """What was found of the Linear of `shape` (N, K) that reads `tensor`, a parameter named `weight`.
 
         Raises ProfileError where this profile was made from another model.
         """
@@ -77,7 +93,7 @@ class Profile:
             raise ProfileError(
                 f"the profile is of another model: the values or the dtype of {weight!r} differ; calibrate this one"
             )
-        return layer.outlier_columns
+        return layer
 
     def to_json(self, indent: int | None = 2) -> str:
         """JSON with the schema version and the model's fingerprint."""
