@@ -55,7 +55,7 @@ def test_a_weight_of_several_calls_is_quantized_once(capture, monkeypatch):
         calls.append(tuple(weight.shape))
         return quantize(weight, form)
 
-    quantize = weights.quantize_weight
+    quantize = weight_cache.quantize_weight
     monkeypatch.setattr(weight_cache, "quantize_weight", counting)
     module = holder(lambda m, x: F.linear(F.linear(x, m.w), m.w) @ m.w, w=(16, 16))
     result = capture(module, signs(4, 16))
