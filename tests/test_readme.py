@@ -73,6 +73,7 @@ def test_shell_line_runs(line, python_result, folder):
         r"(int8pass sweep \S+).*", r"\1 --lowering eager --rounds 1 --schemes absmax --plot sweep.png", flags
     )
     flags = re.sub(r"compile_time$", "compile_time --rounds 1 --layers 1", flags)
+    flags = re.sub(r"bench\.rounding$", "bench.rounding --quick", flags)
     flags = re.sub(r"bench\.memory$", "bench.memory --gigabytes 0.2 --only 'float32, eager'", flags)
     flags = re.sub(r"(int8pass bench \w+).*", r"\1 --quick --peers 'float32-eager'", flags)
     result = subprocess.run(

@@ -66,7 +66,7 @@ class RoundedWeights:
         from safetensors.torch import save_file
 
         named = {
-            f"{rounded.weight}/{digest}/{name}": tensor.contiguous()
+            f"{rounded.weight}/{digest}/{name}": tensor.clone()  # Linears of one input share a factor, files nothing
             for digest, rounded in self.weights.items()
             for name, tensor in _tensors(rounded).items()
         }

@@ -209,6 +209,12 @@ def test_linears_of_one_input_share_its_factor():
     assert torch.equal(reloaded(program).module()(x), program.module()(x))
 
 
+def test_factors_survive_the_file(tmp_path):
+    profile = migrated(attention(), bounded(200, IN))
+    profile.save(tmp_path / "profile.json")
+    assert profile.rounded.scales_inputs and Profile.load(tmp_path / "profile.json") == profile
+
+
 def test_a_factor_is_1_at_outlier_columns():
     model, x = attention(), bounded(200, IN)
     model.norm.bias[5] = 50.0
