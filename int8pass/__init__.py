@@ -12,7 +12,7 @@ from int8pass.inspection.report import Report
 from int8pass.int8_linear import Int8Linear, quantize_
 from int8pass.quantization.calibrate import calibrate
 from int8pass.quantization.profile import Profile
-from int8pass.weights import requantize
+from int8pass.weight_cache import requantize
 
 __all__ = [
     "Int8Linear",

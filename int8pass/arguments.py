@@ -66,6 +66,16 @@ BreakEven = Annotated[
 ]
 
 
+Activations = Annotated[
+    str,
+    typer.Option(
+        metavar="CHOICE",
+        help="'dynamic': each call finds the ranges of activations; 'static': those of --profile, and what lies past "
+        "them is clamped.",
+    ),
+]
+
+
 def config_of(
     threshold: float | None,
     outliers: str,
@@ -74,6 +84,7 @@ def config_of(
     no_skip_modules_default: bool,
     dump_dir: str | None = None,
     profile: Path | None = None,
+    activations: str = "dynamic",
     scheme: str = DEFAULT.name,
     break_even: str = "off",
 ) -> Int8MixedConfig:
@@ -87,5 +98,6 @@ def config_of(
         skip_modules_default=not no_skip_modules_default,
         dump_dir=dump_dir,
         profile=profile,
+        activations=activations,
         break_even=break_even,
     )

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 from torch import Tensor, fx, nn
 
-from int8pass.errors import FreedWeightError
+from int8pass.errors import FreedWeightError, ProfileError
+from int8pass.freed_parameter import free, is_freed
 from int8pass.graph import value_of
 from int8pass.program import Program
 from int8pass.torch_private import mark_added_input
+from int8pass.weight_cache import WEIGHTS
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import WEIGHTS, free, is_freed
 
 
 class InputBinding:
@@ -60,7 +61,8 @@ class _Weight:
         self, program: Program, expression: WeightExpression, fields: tuple[str, ...], positions: dict[str, int]
     ) -> None:
         self._expression = expression
-        self._form = program.config.scheme.weights
+        self._form = program.config.weight_form
+        self._has_factor = program.quantized(expression).input_factor is not None
         self._fields = fields
         self._position = positions.get(expression.root)
         self._attribute = program.tensors[expression.root].tensor if self._position is None else None
@@ -72,6 +74,11 @@ class _Weight:
         if last is None or not last.serves(tensor):
             last = WEIGHTS.get(tensor, self._expression.key, self._expression.evaluate, self._form)
             self._last = weakref.ref(last)
+            if (last.quantized.input_factor is not None) != self._has_factor:
+                raise ProfileError(
+                    "layers share a compiled graph, and the profile scales the input of one and not of the other: "
+                    "compile them apart, or calibrate without migration"
+                )
         return last.quantized.fields(self._fields)
 
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from int8pass.arguments import (
+    Activations,
     BreakEven,
     Model,
     NoSkipModulesDefault,
@@ -94,6 +95,7 @@ def report(
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
     profile: Profile = None,
+    activations: Activations = "dynamic",
     break_even: BreakEven = "off",
 ) -> None:
     """Run MODEL once in float and print what int8 would do to each of its Linears: decision, outliers, SNR, bytes.
@@ -111,6 +113,7 @@ def report(
         skip_modules,
         no_skip_modules_default,
         profile=profile,
+        activations=activations,
         scheme=scheme,
         break_even=break_even,
     )

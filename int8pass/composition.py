@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from int8pass import ops
-from int8pass.quantization.scheme import ActivationQuantization, Scheme
+from int8pass.quantization.scheme import ActivationQuantization, Scheme, WeightQuantization
+from int8pass.quantization.static import StaticScale
 
 aten = torch.ops.aten
 
@@ -32,10 +33,31 @@ class QuantizedActivation(NamedTuple):
     zero_point: Any = None
 
 
+def outlier_mask(
+    call: Callable[..., Any], x: Any, threshold: float, outliers: str, columns: tuple[int, ...] | None
+) -> Any:
+    """Which features of x leave the int8 part, bool[K] or bool[..., K]; None where there is no outlier branch."""
+    if threshold and columns is None:
+        return call(ops.outlier_mask, x, threshold, outliers)
+    return call(ops.column_mask, x, columns) if threshold and columns else None
+
+
 def quantize_activation(
-    call: Callable[..., Any], form: ActivationQuantization, x: Any, mask: Any = None
+    call: Callable[..., Any],
+    form: ActivationQuantization,
+    x: Any,
+    mask: Any = None,
+    static: StaticScale | None = None,
 ) -> QuantizedActivation:
-    """Quantize x [..., K] through `call(op, *arguments)`. mask: bool[K] or bool[..., K], True for outliers, or None."""
+    """Quantize x [..., K] through `call(op, *arguments)`.
+
+    mask: bool[K] or bool[..., K], True for outliers, or None. static: a scale and zero point known beforehand, whatever
+    the granularity.
+    """
+    if static is not None:
+        codes = call(ops.quantize_static, x, *static, mask)
+        zero_point = None if form.symmetric else call(ops.static_zero_point, x, static.zero_point)
+        return QuantizedActivation(codes, call(ops.static_scale, x, static.scale, mask), zero_point)
     if form.symmetric:
         scale_op, quantize_op = _SYMMETRIC[form.granularity]
         scale = call(scale_op, x, mask)
@@ -45,8 +67,23 @@ def quantize_activation(
     return QuantizedActivation(call(ops.quantize_asymmetric, x, scale, zero_point, mask), scale, zero_point)
 
 
+def multiply(
+    call: Callable[..., Any],
+    form: WeightQuantization,
+    quantized: QuantizedActivation,
+    weight_part: Callable[[str], Any],
+) -> Any:
+    """The product of codes, int32[..., N], or of groups of them, with their weight scales and zero point float32."""
+    if form.group_size is None:
+        return call(ops.int8_mm, quantized.codes, weight_part("codes"))
+    code_sums = None if quantized.zero_point is None else weight_part("code_sums")
+    weight = (weight_part("codes"), weight_part("scale"), code_sums)
+    return call(ops.grouped_int8_mm, quantized.codes, quantized.zero_point, *weight)
+
+
 def dequantize(
     call: Callable[..., Any],
+    form: WeightQuantization,
     sums: Any,
     quantized: QuantizedActivation,
     weight_part: Callable[[str], Any],
@@ -54,7 +91,9 @@ def dequantize(
     bias: Any,
     dtype: torch.dtype,
 ) -> Any:
-    """What int32 sums [..., N] stand for, plus the outlier part, float32[..., N] or None, and the bias, in `dtype`."""
+    """What a product of codes stands for, plus the outlier part, float32[..., N] or None, and the bias, in `dtype`."""
+    if form.group_size is not None:
+        return call(ops.dequantize_grouped, sums, quantized.scale, outlier, bias, dtype)
     if quantized.zero_point is None:
         return call(ops.dequantize, sums, quantized.scale, weight_part("scale"), outlier, bias, dtype)
     factors = (quantized.scale, quantized.zero_point, weight_part("scale"), weight_part("code_sums"))
@@ -74,32 +113,29 @@ def int8_mixed_linear(
     weight: Any = None,
     differentiable: bool = False,
     columns: tuple[int, ...] | None = None,
+    static: StaticScale | None = None,
 ) -> Any:
     """Compose x @ W.T + bias (LLM.int8(), equation 8) through `call(op, *arguments)`, on tensors or on graph nodes.
 
     x: [..., K]; weight_part: gives a field of the QuantizedWeight by name ("codes", "scale", "code_sums"); bias: [N] or
     None; weight: [N, K] floating for the outlier branch, or None to dequantize its columns. columns: outlier features
     known beforehand, in place of those that x has, with their weights in 16 bits; an empty tuple, like threshold 0,
-    means no outlier branch. Result: [..., N] in `dtype`. With `differentiable` the gradient of x passes through the
-    dequantized weight, and that of bias by plain operations.
+    means no outlier branch. static: the scale and zero point of x, known beforehand too. Result: [..., N] in `dtype`.
+    With `differentiable` the gradient of x passes through the dequantized weight, and that of bias by plain operations.
     """
     source = call(aten.detach.default, x) if differentiable else x
-    mask = None
-    if threshold and columns is None:
-        mask = call(ops.outlier_mask, source, threshold, outliers)
-    elif threshold and columns:
-        mask = call(ops.column_mask, source, columns)
+    mask = outlier_mask(call, source, threshold, outliers, columns)
     codes, scale = weight_part("codes"), weight_part("scale")
-    quantized = quantize_activation(call, scheme.activations, source, mask)
-    sums = call(ops.int8_mm, quantized.codes, codes)
+    quantized = quantize_activation(call, scheme.activations, source, mask, static)
+    sums = multiply(call, scheme.weights, quantized, weight_part)
     outlier = None
     if mask is not None:
         in_16_bit = weight is not None and columns is not None
         weights = (codes, scale) if weight is None else (weight, scale) if in_16_bit else (weight,)
         outlier = call(ops.outlier_mm, source, mask, *weights)
     if not differentiable:
-        return dequantize(call, sums, quantized, weight_part, outlier, bias, dtype)
-    y = dequantize(call, sums, quantized, weight_part, outlier, None, torch.float32)
+        return dequantize(call, scheme.weights, sums, quantized, weight_part, outlier, bias, dtype)
+    y = dequantize(call, scheme.weights, sums, quantized, weight_part, outlier, None, torch.float32)
     y = call(ops.straight_through, y, x, codes, scale)
     y = y if bias is None else call(aten.add.Tensor, y, bias)
     return call(aten.to.dtype, y, dtype)

@@ -10,9 +10,11 @@ from typing import Any
 
 from int8pass.errors import ConfigError
 from int8pass.quantization.profile import Profile
-from int8pass.quantization.scheme import DEFAULT, SCHEMES, Scheme, scheme_named
+from int8pass.quantization.rounded_weights import WeightForm
+from int8pass.quantization.scheme import DEFAULT, PER_CHANNEL, SCHEMES, Scheme, scheme_named
 
 _CHOICES = {
+    "activations": ("dynamic", "static"),
     "outliers": ("column", "token"),
     "outlier_weights": (None, "original", "dequantized"),
     "break_even": ("off", "measured"),
@@ -26,6 +28,8 @@ class Int8MixedConfig:
     """Options of the int8mixed pass.
 
     scheme: how activations and weights become int8: a name of `quantization.SCHEMES`, or a Scheme. Kept as a Scheme.
+    activations: "dynamic": each call finds the ranges of activations as the scheme says; "static": one range for each
+        Linear, that of the profile. Values past it, outside of the profile's outlier columns, are clamped.
     threshold: |x| at and above which a feature is an outlier (LLM.int8(), section 3.2); 0.0 means no outlier branch.
         None resolves to 6.0, and to 0.0 for a scheme without outlier branch, for which any other is an error.
     outliers: "column" takes a feature as outlier for the whole call (the paper), "token" for each row on its own.
@@ -49,6 +53,7 @@ class Int8MixedConfig:
     """
 
     scheme: Scheme = DEFAULT
+    activations: str = "dynamic"
     threshold: float | None = None
     outliers: str = "column"
     outlier_weights: str | None = None
@@ -116,6 +121,12 @@ class Int8MixedConfig:
     def _check_tensorrt(self) -> None:
         if self.lowering != "tensorrt":
             return
+        if not self.scheme.has_default_form or self.activations == "static":
+            names = ", ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.has_default_form)
+            raise ConfigError(
+                f"lowering='tensorrt' takes schemes {names} with activations='dynamic': one symmetric scale for each "
+                "row of activations, found in each call"
+            )
         if self.threshold and self.profile is None:
             raise ConfigError(
                 "lowering='tensorrt' cannot find outlier columns in each call yet: pass a profile, made with "
@@ -142,8 +153,48 @@ class Int8MixedConfig:
             object.__setattr__(self, "profile", Profile.load(self.profile))
         if not isinstance(self.profile, Profile | None):
             raise ConfigError(f"profile must be a Profile or the path of one, not {type(self.profile).__name__}")
+        if self.activations == "static" and self.profile is None:
+            raise ConfigError(
+                "activations='static' takes its ranges from a profile: make one with int8pass.calibrate and pass it as "
+                "'profile'"
+            )
+        if self.activations == "static" and self.profile.has_outlier_columns and not self.threshold:
+            raise ConfigError(
+                f"the ranges of this profile leave its outlier columns out, and scheme {self.scheme.name!r} has no "
+                "outlier branch at threshold 0: calibrate with options={'threshold': 0.0}"
+            )
         if self.profile is not None and self.outliers == "token":
             raise ConfigError("a profile names whole columns: it goes with outliers='column', not with 'token'")
+        if self.profile is not None and self.profile.rounded is not None:
+            self._check_rounded(self.profile)
+
+    def _check_rounded(self, profile: Profile) -> None:
+        """A profile's rounded weights are made for one way to use them."""
+        if self.scheme.weights != PER_CHANNEL:
+            raise ConfigError(
+                f"the profile holds weights rounded with a scale for each output channel, and scheme "
+                f"{self.scheme.name!r} wants others: calibrate with rounding='nearest' for it"
+            )
+        if self.lowering == "tensorrt" and profile.rounded.scales_inputs:
+            raise ConfigError(
+                "lowering='tensorrt' does not scale inputs as this profile does: calibrate without migration, or "
+                "export an ONNX file for target 'tensorrt'"
+            )
+        if self.activations == "static" and profile.rounded.scales_inputs:
+            raise ConfigError(
+                "this profile scales inputs, and its ranges are those of the inputs as they are: calibrate without "
+                "migration for activations='static'"
+            )
+        if profile.outlier_weights == "original" and not self.keeps_original_weights:
+            raise ConfigError(
+                "the profile's rounded weights leave out the outlier columns, so these cannot be dequantized from "
+                "them: calibrate with options={'outlier_weights': 'dequantized'}"
+            )
+        if profile.outlier_weights == "original" and profile.threshold and not self.threshold:
+            raise ConfigError(
+                "the profile's rounded weights leave out the outlier columns, and threshold 0.0 wants these in int8: "
+                "calibrate with options={'threshold': 0.0}"
+            )
 
     def _check_threshold(self) -> None:
         if self.threshold is None:
@@ -154,8 +205,9 @@ class Int8MixedConfig:
 
     def _check_outlier_branch(self) -> None:
         """Options that only an outlier branch reads need a scheme that has one."""
-        given = {"threshold": self.threshold, "outlier_weights": self.outlier_weights, "profile": self.profile}
+        given = {"threshold": self.threshold, "outlier_weights": self.outlier_weights}
         given["outliers"] = None if self.outliers == "column" else self.outliers
+        given["profile"] = self.profile if self.activations == "dynamic" else None
         useless = [name for name, value in given.items() if value]
         if useless and not self.scheme.decomposition:
             names = " or ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.decomposition)
@@ -167,13 +219,15 @@ class Int8MixedConfig:
     def with_scheme(self, scheme: str | Scheme, threshold: float | None = None) -> "Int8MixedConfig":
         """These options under another scheme. threshold: None keeps this one, or takes the scheme's own for 0.0.
 
-        Where the scheme has no outlier branch, the options that only such a branch reads go back to their defaults.
+        Where the scheme has no outlier branch, the options that only such a branch reads go back to their defaults, and
+        so does `activations`, whose ranges leave outliers out.
         """
         chosen = scheme_named(scheme)
         if not chosen.decomposition:
-            return dataclasses.replace(
-                self, scheme=chosen, threshold=None, outliers="column", outlier_weights=None, profile=None
+            defaults = dict(
+                threshold=None, outliers="column", outlier_weights=None, profile=None, activations="dynamic"
             )
+            return dataclasses.replace(self, scheme=chosen, **defaults)
         kept = threshold if threshold is not None else self.threshold or None
         return dataclasses.replace(self, scheme=chosen, threshold=kept)
 
@@ -185,6 +239,12 @@ class Int8MixedConfig:
                 "elsewhere: leave it 'off', and put what is slower into skip_modules (`int8pass report --break-even "
                 "measured` names it)"
             )
+
+    @property
+    def weight_form(self) -> WeightForm:
+        """How weights become int8: as the scheme says, or as the profile holds them."""
+        rounded = None if self.profile is None else self.profile.rounded
+        return self.scheme.weights if rounded is None else rounded
 
     @property
     def keeps_original_weights(self) -> bool:

@@ -13,6 +13,7 @@ from int8pass.config import Int8MixedConfig
 from int8pass.errors import ConfigError, WeightError
 from int8pass.passes.select_linear import DTYPES, name_refusal
 from int8pass.program import ModuleTensor
+from int8pass.quantization.groups import scale_of_each
 from int8pass.quantization.scheme import DEFAULT, Scheme
 from int8pass.weights import quantize_weight
 
@@ -22,10 +23,10 @@ logger = logging.getLogger(__name__)
 class Int8Linear(nn.Module):
     """y = x @ W.T + bias as LLM.int8() computes it (section 3.2), with W stored as int8 codes and one scale a row.
 
-    weight: int8[N, K]; scale: float32[N]; code_sums: int32[N], for schemes with a zero point, else None; bias: [N] or
-    None. x: [..., K] float16, bfloat16 or float32; the result has x's dtype, or autocast's. Outlier columns are
-    dequantized from int8. A floating weight in a state_dict is quantized while it is loaded, so a model built on the
-    meta device never holds its float weights at once:
+    weight: int8[N, K]; scale: float32[N], or [N, groups]; code_sums: int32 like it, for schemes with a zero point, else
+    None; bias: [N] or None. x: [..., K] float16, bfloat16 or float32; the result has x's dtype, or autocast's. Outlier
+    columns are dequantized from int8. A floating weight in a state_dict is quantized while it is loaded, so a model
+    built on the meta device never holds its float weights at once:
 
         with torch.device("meta"):
             model = int8pass.quantize_(build_model())
@@ -56,11 +57,10 @@ class Int8Linear(nn.Module):
         self.outliers = config.outliers
         self.transposed = transposed
         self.register_buffer("weight", torch.zeros((out_features, in_features), dtype=torch.int8, device=device))
-        self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device=device))
-        sums = (
-            None if self.scheme.activations.symmetric else torch.zeros(out_features, dtype=torch.int32, device=device)
-        )
-        self.register_buffer("code_sums", sums)
+        scales = self.scheme.weights.scale_shape(out_features, in_features)
+        self.register_buffer("scale", torch.zeros(scales, dtype=torch.float32, device=device))
+        sums = torch.zeros(scales, dtype=torch.int32, device=device)
+        self.register_buffer("code_sums", None if self.scheme.activations.symmetric else sums)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
 
     @classmethod
@@ -120,7 +120,7 @@ class Int8Linear(nn.Module):
 
     def dequantized(self) -> Tensor:
         """The weight as float32[N, K]."""
-        return self.weight.to(torch.float32) * self.scale.unsqueeze(1)
+        return self.weight.to(torch.float32) * scale_of_each(self.scale, self.in_features)
 
     def extra_repr(self) -> str:
         return (
@@ -159,6 +159,15 @@ def quantize_(model: nn.Module, *, options: Mapping[str, Any] | Int8MixedConfig 
     config.require_break_even_off("quantize_")
     if config.outlier_weights == "original":
         raise ConfigError("quantize_ keeps no float weights, so outlier_weights='original' is not possible here")
+    if config.profile is not None and config.profile.rounded is not None:
+        raise ConfigError(
+            "quantize_ takes no weights from a profile: its modules find outlier columns in each call, and quantize "
+            "what is loaded into them; use convert or torch.compile"
+        )
+    if config.activations == "static":
+        raise ConfigError(
+            "an Int8Linear finds the ranges of its input in each call: activations='static' needs the pass"
+        )
     if _is_linear(model):
         raise ConfigError("the model is itself a Linear, which cannot be replaced in place: use Int8Linear.from_linear")
     tied = embedding_addresses(model)

@@ -15,6 +15,8 @@ from int8pass.graph import value_of
 from int8pass.kernels.integer_matmul import integer_matmul
 from int8pass.kernels.outlier_product import outlier_product
 from int8pass.quantization.absmax import absmax_codes, absmax_scale, absmax_tensor_scale
+from int8pass.quantization.groups import grouped_integer_matmul, scale_of_each
+from int8pass.quantization.static import static_codes, static_token_scale
 from int8pass.quantization.zeropoint import asymmetric_codes, range_scale, range_zero_point
 from int8pass.torch_private import OpOverload
 
@@ -74,6 +76,35 @@ def _column_mask_fake(x, columns):
 column_mask = _define("column_mask(Tensor x, int[] columns) -> Tensor", _column_mask_fake, _column_mask)
 
 
+# --- scale_features: x times what a profile's migration gives each feature, in the dtype of x; factor: float32[K]
+
+
+def _scale_features(x, factor):
+    return x * factor.to(x.dtype)
+
+
+def _scale_features_fake(x, factor):
+    return torch.empty_like(x)
+
+
+scale_features = _define("scale_features(Tensor x, Tensor factor) -> Tensor", _scale_features_fake, _scale_features)
+DECOMPOSITIONS[scale_features] = _scale_features
+
+
+def _save_factor(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _scaled_gradient(ctx, gradient):
+    (factor,) = ctx.saved_tensors
+    return gradient * factor.to(gradient.dtype), None
+
+
+torch.library.register_autograd(
+    f"{NAMESPACE}::scale_features", _scaled_gradient, setup_context=_save_factor, lib=_LIBRARY
+)
+
+
 # --- scale_per_token: max |x| / 127 of each row, outliers left out
 
 
@@ -121,6 +152,33 @@ zero_point = _define(
 DECOMPOSITIONS[zero_point] = range_zero_point
 
 
+# --- static_scale, static_zero_point: of a calibrated range, the scale by row, as NaN where a row is not finite
+
+
+def _static_scale_fake(x, scale, mask):
+    return x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+static_scale = _define(
+    "static_scale(Tensor x, float scale, Tensor? mask) -> Tensor", _static_scale_fake, static_token_scale
+)
+DECOMPOSITIONS[static_scale] = static_token_scale
+
+
+def _static_zero_point(x, zero_point):
+    return torch.full((), zero_point, dtype=torch.int32, device=x.device)
+
+
+def _static_zero_point_fake(x, zero_point):
+    return x.new_empty((), dtype=torch.int32)
+
+
+static_zero_point = _define(
+    "static_zero_point(Tensor x, int zero_point) -> Tensor", _static_zero_point_fake, _static_zero_point
+)
+DECOMPOSITIONS[static_zero_point] = _static_zero_point
+
+
 # --- quantize_per_token, quantize_per_tensor: int8 codes of each row, outliers as 0
 
 
@@ -154,6 +212,21 @@ quantize_asymmetric = _define(
 DECOMPOSITIONS[quantize_asymmetric] = asymmetric_codes
 
 
+# --- quantize_static: int8 codes by a calibrated range, outliers as the zero point; what lies past it is clamped
+
+
+def _quantize_static_fake(x, scale, zero_point, mask):
+    return _quantize_fake(x, scale, mask)
+
+
+quantize_static = _define(
+    "quantize_static(Tensor x, float scale, int zero_point, Tensor? mask) -> Tensor",
+    _quantize_static_fake,
+    static_codes,
+)
+DECOMPOSITIONS[quantize_static] = static_codes
+
+
 # --- int8_mm: x_q @ W_q.T, exact in int32
 
 
@@ -167,6 +240,27 @@ def _int8_mm_fake(x_q, w_q):
 
 
 int8_mm = _define("int8_mm(Tensor x_q, Tensor w_q) -> Tensor", _int8_mm_fake, _int8_mm)
+
+
+# --- grouped_int8_mm: int8_mm of each group of features, exact, times that group's w_scale [N, groups], in float32
+
+
+def _grouped_int8_mm(x_q, zero_point, w_q, w_scale, code_sums):
+    points = None if zero_point is None else zero_point.reshape(-1, 1)
+    sums = grouped_integer_matmul(x_q.reshape(-1, x_q.shape[-1]), points, w_q, w_scale, code_sums)
+    return sums.reshape(*x_q.shape[:-1], w_q.shape[0])
+
+
+def _grouped_int8_mm_fake(x_q, zero_point, w_q, w_scale, code_sums):
+    torch._check(x_q.shape[-1] == w_q.shape[1], lambda: f"grouped_int8_mm: {x_q.shape} and {w_q.shape} differ in K")
+    return x_q.new_empty((*x_q.shape[:-1], w_q.shape[0]), dtype=torch.float32)
+
+
+grouped_int8_mm = _define(
+    "grouped_int8_mm(Tensor x_q, Tensor? zero_point, Tensor w_q, Tensor w_scale, Tensor? code_sums) -> Tensor",
+    _grouped_int8_mm_fake,
+    _grouped_int8_mm,
+)
 
 
 # --- outlier_mm: x[:, O] @ W[:, O].T in float32; with w_scale, w holds int8 codes, or is floating and read in 16 bits
@@ -192,7 +286,10 @@ outlier_mm = _define(
 
 def _dequantize(acc, x_scale, w_scale, outlier, bias, dtype):
     # acc * w_scale first: |acc| >= 1 there, so no product underflows before the last one
-    y = acc.to(torch.float32) * w_scale * x_scale.unsqueeze(-1)
+    return _with_outlier_and_bias(acc.to(torch.float32) * w_scale * x_scale.unsqueeze(-1), outlier, bias, dtype)
+
+
+def _with_outlier_and_bias(y, outlier, bias, dtype):
     if outlier is not None:
         y = y + outlier
     if bias is not None:
@@ -230,6 +327,25 @@ dequantize_asymmetric = _define(
     _dequantize_asymmetric,
 )
 DECOMPOSITIONS[dequantize_asymmetric] = _dequantize_asymmetric
+
+
+# --- dequantize_grouped: the rest of it after grouped_int8_mm
+
+
+def _dequantize_grouped(sums, x_scale, outlier, bias, dtype):
+    return _with_outlier_and_bias(sums * x_scale.unsqueeze(-1), outlier, bias, dtype)
+
+
+def _dequantize_grouped_fake(sums, x_scale, outlier, bias, dtype):
+    return sums.new_empty(sums.shape, dtype=dtype)
+
+
+dequantize_grouped = _define(
+    "dequantize_grouped(Tensor sums, Tensor x_scale, Tensor? outlier, Tensor? bias, ScalarType dtype) -> Tensor",
+    _dequantize_grouped_fake,
+    _dequantize_grouped,
+)
+DECOMPOSITIONS[dequantize_grouped] = _dequantize_grouped
 
 
 # --- pad_features: x in float32 with zeros behind its K features, up to `features`
@@ -332,8 +448,11 @@ def _save_weight(ctx, inputs, output):
 
 def _input_gradient(ctx, gradient):
     w_q, w_scale = ctx.saved_tensors
-    weighted = gradient.to(torch.float32) * w_scale
-    return gradient, (weighted @ w_q.to(torch.float32)).to(ctx.x_dtype), None, None
+    if w_scale.dim() == 1:
+        weighted = (gradient.to(torch.float32) * w_scale) @ w_q.to(torch.float32)
+    else:
+        weighted = gradient.to(torch.float32) @ (w_q * scale_of_each(w_scale, w_q.shape[1]))
+    return gradient, weighted.to(ctx.x_dtype), None, None
 
 
 torch.library.register_autograd(

@@ -13,11 +13,19 @@ from torch import Tensor, fx
 
 from int8pass.config import Int8MixedConfig
 from int8pass.graph import dtype_name, is_canonical_linear, module_path, operation, value_of
-from int8pass.quantization.scheme import Scheme
+from int8pass.quantization.profile import ProfiledLayer
+from int8pass.quantization.rounded_weights import WeightForm
+from int8pass.quantization.static import StaticScale, static_scale
+from int8pass.weight_cache import WEIGHTS
 from int8pass.weight_expression import WeightExpression, weight_expression
-from int8pass.weights import WEIGHTS, QuantizedWeight
+from int8pass.weights import QuantizedWeight
 
 logger = logging.getLogger(__name__)
+_WORDS = {
+    "column_cache": "outlier columns",
+    "profiled_cache": "outlier columns",
+    "input_factor": "input factor",
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class Program:
         labels = {name: f"weight '{bound.name}'" for name, bound in self.tensors.items()}
         for name, wanted in self.weight_inputs.items():
             source = self.tensors[wanted.expression.root].name
-            what = "outlier columns" if wanted.field.endswith("_cache") else f"int8 {wanted.field}"
+            what = _WORDS.get(wanted.field, f"int8 {wanted.field}")
             labels[name] = f"{what} of '{source}'{wanted.expression.key}"
         labels.update(dict.fromkeys(self.constants, "constant"))
         return labels
@@ -142,22 +150,31 @@ class Program:
         """The graph input or attribute that a weight is a view of."""
         return self._inputs.get(expression.root) or self._attributes[expression.root]
 
-    def quantized(self, expression: WeightExpression, scheme: Scheme | None = None) -> QuantizedWeight:
-        """The int8 form of a weight under a scheme, or under the config's, quantized on first use.
+    def quantized(self, expression: WeightExpression, form: WeightForm | None = None) -> QuantizedWeight:
+        """The int8 form of a weight, made as `form` says, or as the config does, on first use.
 
-        Raises WeightError, FreedWeightError.
+        Raises WeightError, FreedWeightError, ProfileError.
         """
-        form = (scheme or self.config.scheme).weights
         tensor = self.tensors[expression.root].tensor
-        return WEIGHTS.get(tensor, expression.key, expression.evaluate, form).quantized
+        return WEIGHTS.get(tensor, expression.key, expression.evaluate, form or self.config.weight_form).quantized
 
     def profiled_columns(self, expression: WeightExpression, node: fx.Node) -> tuple[int, ...] | None:
         """The outlier columns that the profile names for a Linear; None without a profile. Raises ProfileError."""
-        if self.config.profile is None:
-            return None
+        return None if self.config.profile is None else self._profiled(expression, node).outlier_columns
+
+    def _profiled(self, expression: WeightExpression, node: fx.Node) -> ProfiledLayer:
         source = self.tensors[expression.root]
         shape = tuple(int(size) for size in value_of(node.args[1]).shape)
-        return self.config.profile.columns(source.name, shape, source.tensor)
+        return self.config.profile.layer(source.name, shape, source.tensor)
+
+    def static_scale(self, expression: WeightExpression, node: fx.Node) -> StaticScale | None:
+        """The scale and zero point of a Linear's input; None where each call finds its own. Raises ProfileError."""
+        found = self.profiled_range(expression, node)
+        return None if found is None else static_scale(*found, self.config.scheme.activations.symmetric)
+
+    def profiled_range(self, expression: WeightExpression, node: fx.Node) -> tuple[float, float] | None:
+        """The profile's range of a Linear's input; None where each call finds its own. Raises ProfileError."""
+        return None if self.config.activations == "dynamic" else self._profiled(expression, node).range
 
     def add_constant(self, name: str, tensor: Tensor) -> fx.Node:
         """A graph input that holds a tensor of its own, for programs that become files."""

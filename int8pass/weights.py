@@ -1,24 +1,20 @@
-"""Quantized weights: computed once for each live float tensor and view of it, noticed when stale, freed on demand."""
+"""`QuantizedWeight`: an int8 weight in the layouts that graphs read, and how it is made."""
 
 import threading
-import weakref
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import Tensor
 
-from int8pass.errors import FreedWeightError, WeightError
+from int8pass.errors import WeightError
 from int8pass.kernels.cpu import fused
 from int8pass.kernels.cpu.packing import ZERO_POINT, code_offset, pack, packed_shape, unpack
 from int8pass.quantization.absmax import INT8_MAX, absmax_codes
+from int8pass.quantization.rounded_weights import RoundedWeights, WeightForm
 from int8pass.quantization.scheme import PER_CHANNEL, WeightQuantization
 from int8pass.released_memory import released
-from int8pass.torch_private import as_plain_tensors, is_tracing, storage_id
 
+_NOT_FINITE = "the weight holds NaN or infinity"
 _ELEMENTS_AT_ONCE = 2**16  # float32 copies made while a weight is quantized stay in cache
 _ELEMENTS_AT_ONCE_ON_CUDA = 2**24  # a launch for each few rows would take longer than they do
 
@@ -35,17 +31,18 @@ class ColumnCounts(NamedTuple):
 class QuantizedWeight:
     """An int8 weight: W[n, k] = codes[n, k] * scale[n] up to rounding.
 
-    scale: float32[N], all equal where there is one for the tensor; codes: int8[N, K]; code_sums: int32[N], their sums
-    over K; packed and offset: the layout of the fused CPU kernel. Memory holds the codes once: `packed` takes their
-    place. Only where a graph that is not fused (training, debugging) reads `codes` after that are both kept.
-    column_cache, profiled_cache: where that kernel keeps outlier columns of the float weight between calls, as they are
-    and, for those that a profile names, in 16 bits.
+    scale: float32[N], all equal where there is one for the tensor, or float32[N, groups]; codes: int8[N, K];
+    code_sums: int32 like scale, sums of the codes; packed and offset: the layout of the fused CPU kernel. Memory holds
+    the codes once: `packed` takes their place. Only where a graph that is not fused (training, debugging) reads `codes`
+    after that are both kept. column_cache, profiled_cache: where that kernel keeps outlier columns of the float weight
+    between calls, as they are and, for those that a profile names, in 16 bits.
     """
 
     _lock = threading.Lock()
 
-    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+    def __init__(self, codes: Tensor, scale: Tensor, input_factor: Tensor | None = None) -> None:
         self.scale = scale
+        self.input_factor = input_factor
         self.shape = tuple(codes.shape)
         self._codes: Tensor | None = codes
         self._packed: Tensor | None = None
@@ -90,7 +87,9 @@ class QuantizedWeight:
     @property
     def code_sums(self) -> Tensor:
         with self._lock:
-            if self._code_sums is None:
+            if self._code_sums is None and self.scale.dim() == 2:
+                self._code_sums = self.codes.view(*self.scale.shape, -1).sum(-1, dtype=torch.int32)
+            elif self._code_sums is None:
                 offset = code_offset(self._codes) if self._offset is None else self._offset
                 self._code_sums = offset // ZERO_POINT
         return self._code_sums
@@ -117,15 +116,16 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
-        held = (self._codes, self._packed, self._offset, self._code_sums, self.scale)
+        held = (self._codes, self._packed, self._offset, self._code_sums, self.scale, self.input_factor)
         return sum(tensor.nbytes for tensor in held if tensor is not None) + self.cached_columns.nbytes
 
     def empty(self, field: str) -> Tensor:
         """An uninitialized tensor like a field, for shape propagation; it forces no layout."""
         shape, dtype = {
             "codes": (self.shape, torch.int8),
-            "scale": (self.shape[:1], torch.float32),
-            "code_sums": (self.shape[:1], torch.int32),
+            "scale": (self.scale.shape, torch.float32),
+            "input_factor": (self.shape[1:], torch.float32),
+            "code_sums": (self.scale.shape, torch.int32),
             "packed": (packed_shape(*self.shape), torch.int8),
             "offset": (self.shape[:1], torch.int32),
             "column_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
@@ -134,12 +134,33 @@ class QuantizedWeight:
         return torch.empty(shape, dtype=dtype, device=self.scale.device)
 
 
-def quantize_weight(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> QuantizedWeight:
+def quantize_weight(weight: Tensor, form: WeightForm = PER_CHANNEL) -> QuantizedWeight:
     """Quantize as `form` says; the default is one scale for each output channel (LLM.int8(), section 3.1).
 
     weight: [N, K] float16, bfloat16 or float32, any strides. Raises WeightError for NaN, infinity, or magnitudes whose
-    int32 sums would overflow float32 once scaled.
+    int32 sums would overflow float32 once scaled; ProfileError where `form` holds rounded weights, and not this one.
     """
+    input_factor = None
+    if not isinstance(form, RoundedWeights):
+        codes, scale = _by_group(weight, form) if form.group_size else _codes_and_scale(weight, form)
+    elif bool(torch.isfinite(weight).all()):
+        rounded = form.of(weight)
+        codes, scale, input_factor = rounded.codes, rounded.scale, rounded.input_factor
+    else:
+        raise WeightError(_NOT_FINITE)
+    _require_usable(scale, weight.shape[1])
+    return QuantizedWeight(codes, scale, input_factor)
+
+
+def _by_group(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, Tensor]:
+    if weight.shape[1] % form.group_size:
+        raise WeightError(f"K = {weight.shape[1]} is not a multiple of the group size {form.group_size}")
+    codes, scale = _codes_and_scale(weight.reshape(-1, form.group_size), form)
+    return codes.view(weight.shape), scale.view(form.scale_shape(*weight.shape))
+
+
+def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, Tensor]:
+    """int8[R, C] and float32[R] of rows [R, C] that have a scale each."""
     rows, columns = weight.shape
     codes = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
@@ -149,14 +170,30 @@ def quantize_weight(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> Q
     step = max(1, at_once // max(1, columns))
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        if form.granularity == "per_channel":
+        if form.granularity != "per_tensor":
             scale[part] = form.scale(weight[part])
         codes[part] = absmax_codes(weight[part], scale[part])
+    return codes, scale
+
+
+def weight_scale(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> Tensor:
+    """The scale, float32[N], that `quantize_weight` finds; it raises what that does, and holds no codes."""
+    rows, columns = weight.shape
+    scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
+    if form.granularity == "per_tensor":
+        scale[:] = form.scale(weight.reshape(1, -1))
+    step = max(1, _ELEMENTS_AT_ONCE // max(1, columns))
+    for start in range(0, rows if form.granularity == "per_channel" else 0, step):
+        scale[start : start + step] = form.scale(weight[start : start + step])
+    _require_usable(scale, columns)
+    return scale
+
+
+def _require_usable(scale: Tensor, columns: int) -> None:
     if not bool(torch.isfinite(scale).all()):
-        raise WeightError("the weight holds NaN or infinity")
+        raise WeightError(_NOT_FINITE)
     if float(scale.max()) * INT8_MAX**2 * columns > torch.finfo(torch.float32).max:
         raise WeightError("the weight is so large that its products overflow float32")
-    return QuantizedWeight(codes, scale)
 
 
 def quantizing_scratch_bytes(
@@ -165,160 +202,3 @@ def quantizing_scratch_bytes(
     """The most that `quantize_weight` holds beside weight and codes: two float32 copies of the rows taken at a time."""
     taken = rows * columns if form.granularity == "per_tensor" else columns
     return 2 * torch.float32.itemsize * max(_ELEMENTS_AT_ONCE_ON_CUDA if on_cuda else _ELEMENTS_AT_ONCE, taken)
-
-
-_METHODS = """size stride dim numel is_floating_point is_complex element_size requires_grad_ is_conj is_neg
-storage_offset _is_view __hash__ __len__"""
-_ATTRIBUTES = """shape dtype device layout ndim nbytes requires_grad grad grad_fn is_leaf is_meta is_nested is_sparse
-is_sparse_csr is_quantized is_mkldnn is_cpu is_cuda _version _base"""
-_METADATA = frozenset(
-    [getattr(Tensor, name) for name in _METHODS.split()]
-    + [getattr(Tensor, name).__get__ for name in _ATTRIBUTES.split()]
-)
-
-
-_FREED = (
-    "this float weight was released by free_weights=True after it was quantized to int8. To read, save or change "
-    "weights, load the model again, or compile without free_weights."
-)
-
-
-class FreedParameter(nn.Parameter):
-    """A parameter whose storage was released: its metadata can be read, its values cannot.
-
-    Dynamo still traces through it (shapes are all it needs), so a recompile for a new dynamic shape works.
-    """
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        while_tracing = func is Tensor.untyped_storage and is_tracing()  # Dynamo of PyTorch 2.11 asks for its size
-        if torch.compiler.is_compiling() or while_tracing or func in _METADATA:
-            with as_plain_tensors():
-                return func(*args, **(kwargs or {}))
-        raise FreedWeightError(_FREED)
-
-    def __repr__(self) -> str:
-        return f"FreedParameter({tuple(self.shape)}, {self.dtype})"
-
-
-def free(parameter: nn.Parameter) -> None:
-    """Release a parameter's storage. Tensors that share it keep it; reading the parameter raises FreedWeightError."""
-    hollow = torch.empty_strided(parameter.size(), parameter.stride(), dtype=parameter.dtype, device=parameter.device)
-    hollow.untyped_storage().resize_(0)
-    parameter.data = hollow
-    released(parameter.nbytes)
-    parameter.__class__ = FreedParameter
-
-
-def is_freed(tensor: Tensor) -> bool:
-    return type(tensor) is FreedParameter
-
-
-def _fingerprint(tensor: Tensor) -> tuple:
-    """What changes when a weight is written to or given new storage. Inference tensors have no version counter."""
-    version = None if tensor.is_inference() else tensor._version
-    return version, storage_id(tensor), tensor.data_ptr(), tensor.dtype
-
-
-class CachedWeight:
-    """One view of one float tensor in int8, or why it has none, with the fingerprint of the tensor it was made from."""
-
-    __slots__ = ("__weakref__", "_fingerprint", "_storage", "_tensor", "quantized")
-
-    def __init__(self, tensor: Tensor, quantized: QuantizedWeight | str) -> None:
-        self._tensor = weakref.ref(tensor)
-        self._storage = StorageWeakRef(tensor.untyped_storage())  # keeps its id from being given to another storage
-        self._fingerprint: tuple | None = _fingerprint(tensor)
-        self.quantized = quantized
-
-    def serves(self, tensor: Tensor) -> bool:
-        """Whether this is the int8 form of what `tensor` holds now."""
-        if self._tensor() is not tensor:
-            return False
-        return is_freed(tensor) or self._fingerprint == _fingerprint(tensor)
-
-    def expire(self) -> None:
-        self._fingerprint = None
-
-
-def _quantized_or_reason(
-    evaluate: Callable[[Tensor], Tensor], tensor: Tensor, form: WeightQuantization
-) -> QuantizedWeight | str:
-    if is_freed(tensor):
-        raise FreedWeightError(_FREED)
-    with torch.inference_mode(False), torch.no_grad():
-        try:
-            return quantize_weight(evaluate(tensor), form)
-        except WeightError as error:
-            return str(error)  # not the error: its traceback would keep the tensor and the inputs of calls alive
-
-
-class WeightCache:
-    """Int8 weights by identity of the live float tensor (held weakly), by the view of it that a Linear reads, and by
-    how that is quantized.
-    """
-
-    def __init__(self) -> None:
-        self._views: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._lock = threading.RLock()
-
-    def get(
-        self,
-        tensor: Tensor,
-        view: str,
-        evaluate: Callable[[Tensor], Tensor],
-        form: WeightQuantization = PER_CHANNEL,
-    ) -> CachedWeight:
-        """The int8 form of evaluate(tensor), quantizing where it is new or stale. `view` names what evaluate does.
-
-        Raises WeightError as `quantize_weight` does, FreedWeightError where a freed tensor lacks this view.
-        """
-        with self._lock:
-            views = self._views.setdefault(tensor, {})
-            cached = views.get((view, form))
-            if cached is None or not cached.serves(tensor):
-                cached = views[view, form] = CachedWeight(tensor, _quantized_or_reason(evaluate, tensor, form))
-            if isinstance(cached.quantized, str):
-                raise WeightError(cached.quantized)
-            return cached
-
-    def nbytes(self, tensor: Tensor) -> int:
-        """Bytes of every int8 form that is held of this tensor."""
-        with self._lock:
-            held = [cached.quantized for cached in self._views.get(tensor, {}).values()]
-            return sum(quantized.nbytes for quantized in held if isinstance(quantized, QuantizedWeight))
-
-    def cached_columns(self, tensor: Tensor) -> ColumnCounts:
-        """What became of the outlier columns that calls asked of this tensor's int8 forms."""
-        with self._lock:
-            held = [cached.quantized for cached in self._views.get(tensor, {}).values()]
-            counts = [quantized.cached_columns for quantized in held if isinstance(quantized, QuantizedWeight)]
-            return ColumnCounts(*map(sum, zip(ColumnCounts(0, 0, 0, 0), *counts, strict=True)))
-
-    def forget(self, tensor: Tensor) -> None:
-        """Quantize this tensor again when it is next used. A freed tensor is kept: its int8 form is all there is."""
-        with self._lock:
-            for cached in self._views.get(tensor, {}).values():
-                cached.expire()
-
-
-WEIGHTS = WeightCache()
-
-
-@register_optimizer_step_post_hook
-def _forget_fused(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    """Fused optimizers write to parameters without counting a version."""
-    for group in optimizer.param_groups:
-        if group.get("fused"):
-            for parameter in group["params"]:
-                WEIGHTS.forget(parameter)
-
-
-def requantize(model: nn.Module) -> None:
-    """Quantize the model's weights again at its next call.
-
-    Changes through in-place operations, `load_state_dict` and replaced tensors are noticed without this. Needed only
-    after edits through `.data`, or of tensors made in inference mode, which leave no trace.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        WEIGHTS.forget(tensor)

@@ -18,6 +18,7 @@ from int8pass.quantization import SCHEMES
 
 DEFAULTS = dict(
     scheme=dataclasses.asdict(SCHEMES["llm.int8"]),
+    activations="dynamic",
     threshold=6.0,
     outliers="column",
     outlier_weights=None,
@@ -98,6 +99,7 @@ def test_legal_options(options):
         ({"break_even": "on"}, "break_even must be one of"),
         ({"lowering": "cuda"}, "lowering must be one of .*'inductor', 'eager', 'tensorrt'"),
         ({"lowering": "tensorrt"}, "cannot find outlier columns in each call yet: pass a profile"),
+        ({"lowering": "tensorrt", "scheme": "absmax"}, "one symmetric scale for each row of activations"),
         ({"lowering": "tensorrt", "threshold": 0.0, "break_even": "measured"}, "times Inductor's Linears"),
         ({"tensorrt": "fast"}, "tensorrt must be a mapping of torch-tensorrt's options"),
         ({"mode": "fast"}, "mode must be one of .*'reduce-overhead'"),

@@ -110,7 +110,7 @@ def test_wrong_options_are_refused(options):
 
 def test_representation_says_shapes_and_options():
     text = repr(Int8Linear(IN, OUT, bias=False, threshold=5.0, outliers="token"))
-    expected = "in_features=32, out_features=24, bias=False, threshold=5.0, outliers='token'"
+    expected = "in_features=32, out_features=24, bias=False, scheme='llm.int8', threshold=5.0, outliers='token'"
     assert text == f"Int8Linear({expected})"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from int8pass.weights import WEIGHTS
+from int8pass.weight_cache import WEIGHTS
 from tests.backend.models import Layers
 from tests.linear_models import IN, OUT, Mlp, activation, frozen
 

@@ -253,3 +253,16 @@ def test_opcheck_of_the_ops_of_files():
     torch.library.opcheck(ops.pad_features, (x, 32))
     torch.library.opcheck(ops.pad_features, (x, K))
     torch.library.opcheck(ops.scaled_int8_mm, (x_codes, scale, w_q, torch.rand(N), None, None, torch.float16))
+
+
+@shapes
+@dtypes
+def test_scale_features(shape, dtype):
+    x, factor = activation(shape, dtype), torch.logspace(-1, 1, K)
+    expected = torch.from_numpy(array(x) * factor.to(dtype).float().numpy()).to(dtype).reshape(shape)
+    assert torch.equal(ops.scale_features(x, factor), expected)
+
+
+def test_opcheck_of_scale_features():
+    torch.library.opcheck(ops.scale_features, (torch.randn(5, K, requires_grad=True), torch.rand(K)))
+    torch.library.opcheck(ops.scale_features, (torch.randn(K, 5).t().half(), torch.rand(K)))

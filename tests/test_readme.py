@@ -17,8 +17,10 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SET_UP = "pip install "  # .ci/run types these
 SLOW = "python examples/quickstart.py"  # with --quick here
-# tests/test_examples.py and tests/experiments run these, with --quick
-ELSEWHERE = tuple(f"python examples/{name}.py" for name in ("export_onnx", "paper_table1", "outlier_atlas"))
+# tests/test_examples.py, tests/experiments and tests/bench/test_gpu.py run these, with --quick
+ELSEWHERE = tuple(
+    f"python examples/{name}.py" for name in ("export_onnx", "paper_table1", "outlier_atlas", "bench_gpu")
+)
 
 
 def blocks(language):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from int8pass.errors import FreedWeightError, WeightError
-from int8pass.weights import WEIGHTS, FreedParameter, WeightCache, free, is_freed, requantize
+from int8pass.freed_parameter import FreedParameter, free, is_freed
+from int8pass.weight_cache import WEIGHTS, WeightCache, requantize
 from tests import reference
 
 

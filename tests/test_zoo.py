@@ -57,13 +57,13 @@ def decisions(monkeypatch):
 def fetched(monkeypatch):
     """Addresses of the weights whose int8 form was asked for, by a graph of their own or by one they share."""
     seen = set()
-    original = int8pass.weights.WEIGHTS.get
+    original = int8pass.weight_cache.WEIGHTS.get
 
     def get(tensor, *view):
         seen.add(tensor.data_ptr())
         return original(tensor, *view)
 
-    monkeypatch.setattr(int8pass.weights.WEIGHTS, "get", get)
+    monkeypatch.setattr(int8pass.weight_cache.WEIGHTS, "get", get)
     return seen
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from int8pass.bench import minilm
-from int8pass.weights import WEIGHTS, ColumnCounts
+from int8pass.weight_cache import WEIGHTS
+from int8pass.weights import ColumnCounts
 
 SHAPES = ((768, 3072), (3072, 768), (4096, 4096), (4096, 11008))  # in_features, out_features
 _CALLS = 40

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 LIBRARIES = (
-    "int8pass torch numpy bitsandbytes torchao onnxruntime onnx openvino nncf transformers llama-cpp-python gguf"
+    "int8pass torch triton numpy bitsandbytes torchao onnxruntime onnx openvino nncf transformers llama-cpp-python gguf"
 ).split()
 ENVIRONMENT = "OMP_NUM_THREADS OMP_WAIT_POLICY OMP_PROC_BIND KMP_BLOCKTIME MKL_NUM_THREADS ONEDNN_MAX_CPU_ISA".split()
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")

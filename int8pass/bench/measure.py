@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from int8pass.bench.results import Measurement
-from int8pass.bench.timing import interleave
+from int8pass.bench.timing import Clock, interleave
 from int8pass.errors import ConfigError
 
 Progress = Callable[[str], None]
@@ -68,6 +68,7 @@ def measure(
     prepare: Callable[[Any], Prepared],
     rounds: int,
     progress: Progress = lambda message: None,
+    clock: Clock = time.perf_counter,
 ) -> tuple[Measurement, ...]:
     """Measure every contestant, in the order given. `prepare` runs it once and says what to time."""
     ready: dict[str, Prepared] = {}
@@ -83,7 +84,9 @@ def measure(
     repeated = {name: prepared for name, prepared in ready.items() if prepared.seconds is None}
     cold = {name: prepared.call for name, prepared in repeated.items()}
     warm = {f"{name} (warm)": prepared.warm for name, prepared in repeated.items() if prepared.warm is not None}
-    seconds = interleave({**cold, **warm}, rounds, progress=lambda number: progress(f"round {number} of {rounds}"))
+    seconds = interleave(
+        {**cold, **warm}, rounds, clock=clock, progress=lambda number: progress(f"round {number} of {rounds}")
+    )
     return tuple(_measurement(contestant.name, ready, failures, seconds) for contestant in contestants)
 
 

@@ -15,7 +15,8 @@ from int8pass.bench import quantizers
 from int8pass.bench.measure import Prepared, Progress, compiling, measure
 from int8pass.bench.minilm import Tokens, cosine_error, embed
 from int8pass.bench.timing import ratio
-from int8pass.weights import WEIGHTS, is_freed
+from int8pass.freed_parameter import is_freed
+from int8pass.weight_cache import WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,15 @@ from int8pass.break_even.case import Case
 from int8pass.config import Int8MixedConfig
 from int8pass.graph import insert
 from int8pass.program import ModuleTensor, Program
+from int8pass.quantization.scheme import DEFAULT_THRESHOLD
+from int8pass.quantization.static import StaticScale, static_scale
 from int8pass.weight_expression import WeightExpression
 
 ROUNDS = 5
 BATCH_SECONDS = 2e-3
 LARGEST_COPIES = 16
 _REWRITE = pipeline.PASSES[len(pipeline.FLOAT_PASSES) :]
-_OUTLIER = 1.5  # in units of the threshold; the other features stay below 0.8
+_OUTLIER, _INSIDE = 1.5, 0.8  # in units of the threshold, outliers and the limit of other features
 
 Call = Callable[[], object]
 
@@ -41,14 +43,10 @@ def measure(case: Case, config: Int8MixedConfig) -> float:
     Both are compiled as the lowering compiles them, alone; q, k and v, which share their quantization in a model, count
     it each. Weights go round, so that they come from memory as those of a model do. Takes about a second.
     """
-    config = dataclasses.replace(
-        config,
-        break_even="off",
-        free_weights=False,
-        outlier_weights="original" if config.keeps_original_weights else "dequantized",
-        profile=None,
-        dump_dir=None,
-    )
+    kept = {"outlier_weights": "original" if config.keeps_original_weights else "dequantized"}
+    branch = kept if config.scheme.decomposition else {}
+    profile = config.profile and dataclasses.replace(config.profile, rounded=None)  # the weights here are random
+    config = dataclasses.replace(config, break_even="off", free_weights=False, dump_dir=None, profile=profile, **branch)
     with _outside_of_the_model(case.device):
         tensors = _tensors(case, config.threshold)
         weight = tensors.pop("weight")
@@ -63,12 +61,18 @@ def measure(case: Case, config: Int8MixedConfig) -> float:
 
 
 class _Alone(Program):
-    """A graph of one Linear, whose profile, if it has one, names the first columns."""
+    """A graph of one Linear, whose profile, if it has one, names the first columns and the range of the others."""
 
     columns: tuple[int, ...] | None = None
 
     def profiled_columns(self, expression: WeightExpression, node: fx.Node) -> tuple[int, ...] | None:
         return self.columns
+
+    def static_scale(self, expression: WeightExpression, node: fx.Node) -> StaticScale | None:
+        if self.config.activations == "dynamic":
+            return None
+        limit = _INSIDE * (self.config.threshold or DEFAULT_THRESHOLD)
+        return static_scale(-limit, limit, self.config.scheme.activations.symmetric)
 
 
 def _program(case: Case, config: Int8MixedConfig, tensors: Mapping[str, Tensor], weight: Tensor) -> _Alone:
@@ -128,7 +132,7 @@ def _tensors(case: Case, threshold: float) -> dict[str, Tensor]:
 
     x = normal(case.rows, case.in_features)
     if threshold:
-        x.mul_(threshold / 4).clamp_(-0.8 * threshold, 0.8 * threshold)
+        x.mul_(threshold / 4).clamp_(-_INSIDE * threshold, _INSIDE * threshold)
         x[:, : OUTLIER_COLUMNS if case.profiled is None else case.profiled] = _OUTLIER * threshold
     tensors = {"x": x.to(case.input)}
     if case.bias is not None:

@@ -3,8 +3,10 @@
 import itertools
 from collections import Counter
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import onnx_ir as ir
+import torch
 from onnx_ir.passes import Sequential, common
 
 from int8pass.export.metadata import MODULE
@@ -25,11 +27,12 @@ def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
     """Simplify the model in place, and bind its int8 weights, by the names of their initializers."""
     for name, weight in weights.items():
         if name in model.graph.initializers:
-            model.graph.initializers[name].const_value = _lazy(name, weight)
+            model.graph.initializers[name].const_value = _StreamedTensor(name, weight)
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = value.shape and ir.Shape(map(_known_size, value.shape))
     modules = {node: onnx_module_path(node.metadata_props) for node in model.graph.all_nodes()}
     Sequential(*_PASSES)(model)
+    _type_codes(model.graph)
     if _drop_squeezed_and_unsqueezed(model.graph):
         common.RemoveUnusedNodesPass()(model)
     _name_after_modules(model.graph, modules)
@@ -38,6 +41,14 @@ def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
 def _known_size(size: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
     """A symbol that torch.export found to be a number is that number."""
     return int(size.value) if isinstance(size, ir.SymbolicDim) and (size.value or "").isdigit() else size
+
+
+def _type_codes(graph: ir.Graph) -> None:
+    """Codes have the type of their zero point, which may be uint8; torch.onnx notes that of the graph, int8."""
+    for node in graph.all_nodes():
+        zero_point = node.inputs[2] if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
+        if zero_point is not None and zero_point.const_value is not None:
+            node.outputs[0].dtype = zero_point.const_value.dtype
 
 
 def _drop_squeezed_and_unsqueezed(graph: ir.Graph) -> int:
@@ -72,11 +83,18 @@ def _module_around(node: ir.Node, modules: Mapping[ir.Node, str | None]) -> str:
     return ".".join(parts[0] for parts in same)
 
 
-def _lazy(name: str, weight: StreamedWeight) -> ir.LazyTensor:
-    """int8 codes, inputs first, computed each time that they are read and not kept."""
-    return ir.LazyTensor(
-        lambda: ir.tensor(weight.compute().numpy(), name=name),
-        dtype=ir.DataType.INT8,
-        shape=ir.Shape(weight.stored_shape),
-        name=name,
-    )
+class _StreamedTensor(ir.LazyTensor):
+    """int8 codes, inputs first, computed each time that they are read and not kept; written piece by piece."""
+
+    def __init__(self, name: str, weight: StreamedWeight) -> None:
+        super().__init__(
+            lambda: ir.tensor(torch.cat(list(weight.pieces())).numpy(), name=name),
+            dtype=ir.DataType.INT8,
+            shape=ir.Shape(weight.stored_shape),
+            name=name,
+        )
+        self._weight = weight
+
+    def tofile(self, file: BinaryIO) -> None:
+        for piece in self._weight.pieces():
+            file.write(piece.numpy())

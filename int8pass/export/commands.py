@@ -112,6 +112,13 @@ def calibrate(
     percentile: Annotated[
         float, typer.Option(help="Percent of the values within the percentile observer's range.")
     ] = 99.99,
+    rounding: Annotated[
+        str,
+        typer.Option(help="'nearest', or 'gptq': int8 weights whose errors make up for each other, kept beside PATH."),
+    ] = "nearest",
+    migration: Annotated[
+        bool, typer.Option("--migration", help="Let features of the inputs give some of their scale to the weights.")
+    ] = False,
     threshold: Threshold = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
@@ -127,10 +134,16 @@ def calibrate(
         min_batches=min_batches,
         observer=observer,
         percentile=percentile,
+        rounding=rounding,
+        migration=migration,
     )
     profile.save(output)
     with_outliers = [layer for layer in profile.layers if layer.outlier_columns]
     typer.echo(f"{output}: {len(with_outliers)} of {len(profile.layers)} weights have outlier columns")
+    if profile.rounded is not None:
+        rounded = profile.rounded.weights.values()
+        factors = sum(each.input_factor is not None for each in rounded)
+        typer.echo(f"{output.with_suffix('.safetensors')}: {len(rounded)} int8 weights, {factors} with an input factor")
 
 
 def _batches(spec: str | None, loaded: LoadedModel) -> Iterable[Any]:

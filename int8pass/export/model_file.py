@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -46,7 +45,7 @@ def _write_one_file(model: ir.Model, file: BinaryIO) -> None:
     file.write(_MODEL_GRAPH + _varint(len(graph) + sum(map(len, fields)) + sum(sizes)) + graph)
     for field, header, value in zip(fields, headers, large, strict=True):
         file.write(field + header)
-        file.write(_bytes(value.const_value))
+        value.const_value.tofile(file)
 
 
 def _header(value: ir.Value) -> bytes:
@@ -54,11 +53,6 @@ def _header(value: ir.Value) -> bytes:
     tensor = value.const_value
     proto = onnx.TensorProto(name=value.name, data_type=int(tensor.dtype), dims=[int(size) for size in tensor.shape])
     return proto.SerializeToString() + _TENSOR_RAW_DATA + _varint(tensor.nbytes)
-
-
-def _bytes(tensor: ir.TensorProtocol) -> np.ndarray:
-    """The tensor's values as uint8[nbytes], without a copy where it is contiguous."""
-    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
 
 
 def _varint(number: int) -> bytes:

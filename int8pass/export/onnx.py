@@ -86,6 +86,8 @@ def export_onnx(
 
 def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: Target) -> Int8MixedConfig:
     """The options as a file can keep them. Raises ConfigError."""
+    if config.activations == "static":
+        raise ConfigError("a file finds the ranges of activations in each call: leave activations 'dynamic'")
     config.require_break_even_off("export_onnx")
     if not config.scheme.has_default_form:
         names = ", ".join(repr(scheme.name) for scheme in SCHEMES.values() if scheme.has_default_form)
@@ -108,10 +110,15 @@ def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: T
             f"target {target.name!r} cannot find outlier columns in each call: pass options={{'profile': ...}}, made "
             "with int8pass.calibrate, or threshold 0.0 for no outlier branch"
         )
+    if config.profile is not None and config.profile.rounded is not None:
+        raise ConfigError(
+            "outlier_columns='runtime' would leave out the profile, and with it its rounded weights: use 'profile', or "
+            "a profile with rounding='nearest'"
+        )
     if config.threshold and config.outlier_weights == "original":
         raise ConfigError(
             "outlier_weights='original' with outlier_columns='runtime' would keep every float weight in the file "
-            "beside its int8 form; use 'dequantized', or calibrate a profile, whose columns are kept in float"
+            "beside its int8 form; use 'dequantized', or calibrate a profile, whose columns are kept in 16 bits"
         )
     columns = "dequantized" if config.scheme.decomposition else None
     return dataclasses.replace(config, free_weights=False, profile=None, outlier_weights=columns)

@@ -42,6 +42,9 @@ def translations(target: Target) -> dict[OpOverload, Callable]:
         mask[list(columns)] = True
         return _constant(mask)
 
+    def scale_features(x: ir.Value, factor: ir.Value) -> ir.Value:
+        return op.Mul(x, op.CastLike(factor, x))
+
     def normalised(x: ir.Value, mask: ir.Value | None) -> tuple[ir.Value, ir.Value]:
         """The unit of each row, [..., 1], and its regular features in that unit, [..., K]."""
         x = _float32(x)
@@ -113,6 +116,7 @@ def translations(target: Target) -> dict[OpOverload, Callable]:
     return {
         ops.outlier_mask: outlier_mask,
         ops.column_mask: column_mask,
+        ops.scale_features: scale_features,
         ops.scale_per_token: scale_per_token,
         ops.quantize_per_token: quantize_per_token,
         ops.pad_features: pad_features,

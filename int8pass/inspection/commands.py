@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from int8pass import pipeline
 from int8pass.arguments import (
+    Activations,
     BreakEven,
     Model,
     NoSkipModulesDefault,
@@ -66,6 +67,7 @@ def dump(
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
     profile: Profile = None,
+    activations: Activations = "dynamic",
     break_even: BreakEven = "off",
 ) -> None:
     """Run the pass on MODEL and show its graph after every stage.
@@ -89,6 +91,7 @@ def dump(
         skip_modules,
         no_skip_modules_default,
         profile=profile,
+        activations=activations,
         scheme=scheme,
         break_even=break_even,
     )
@@ -178,10 +181,18 @@ def debug(
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
     profile: Profile = None,
+    activations: Activations = "dynamic",
 ) -> None:
     """Find the layer where MODEL in int8 leaves its float results, and what would repair that."""
     config = config_of(
-        threshold, outliers, outlier_weights, skip_modules, no_skip_modules_default, profile=profile, scheme=scheme
+        threshold,
+        outliers,
+        outlier_weights,
+        skip_modules,
+        no_skip_modules_default,
+        profile=profile,
+        scheme=scheme,
+        activations=activations,
     )
     loaded = loaded_model(model)
     with Console(stderr=True).status("running the model") as status:

@@ -173,6 +173,8 @@ def _candidates(config: Int8MixedConfig) -> Iterator[tuple[str, Any]]:
     if not config.keeps_original_weights and config.threshold:
         yield "outlier_weights", "original"
     if config.profile is not None:
+        if config.activations == "static" and config.scheme.decomposition:
+            yield "activations", "dynamic"
         yield "profile", None
         return
     if config.outliers == "token" and config.threshold:
@@ -193,9 +195,13 @@ def _with_decomposition(scheme: Scheme) -> str:
 
 
 def _changed(config: Int8MixedConfig, option: str, value: Any) -> Int8MixedConfig:
-    """The config with one option changed; another scheme has a threshold of its own."""
-    own = {"threshold": None} if option == "scheme" else {}
-    return dataclasses.replace(config, **{option: value, **own})
+    if option == "scheme":
+        return config.with_scheme(value)
+    return _without_profile(config) if option == "profile" else dataclasses.replace(config, **{option: value})
+
+
+def _without_profile(config: Int8MixedConfig) -> Int8MixedConfig:
+    return dataclasses.replace(config, profile=None, activations="dynamic")
 
 
 def _hidden_outliers(call: LinearCall, config: Int8MixedConfig, y: Tensor) -> str:
@@ -226,7 +232,7 @@ def _missed_outliers(call: LinearCall, config: Int8MixedConfig, y: Tensor) -> st
     missed = missed_columns(call, config)
     if not missed:
         return ""
-    gain = known(_ratio(call.y, call.int8(dataclasses.replace(config, profile=None)))) - known(_ratio(call.y, y))
+    gain = known(_ratio(call.y, call.int8(_without_profile(config)))) - known(_ratio(call.y, y))
     if not gain >= HIDDEN_DB:
         return ""
     return (

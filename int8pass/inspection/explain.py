@@ -61,9 +61,8 @@ def _observe(call: LinearCall, observed: Observed, timed: Int8MixedConfig | None
     y_int8 = call.int8()
     if y_int8 is not None:
         observation = observed.setdefault((call.graph.number, call.node), Observation())
-        config = call.graph.program.config
-        observation.add(call.x, call.y, y_int8, config.scheme.activations, call.outlier_mask(config))
-        observation.missed |= set(missed_columns(call, config))
+        observation.add(call, y_int8)
+        observation.missed |= set(missed_columns(call, call.graph.program.config))
         observation.scheme_noise.update(scheme_noise(call, schemes))
         if timed is not None and observation.timing is None:
             observation.timing = time_linear(call, timed)
@@ -100,6 +99,7 @@ def _row(
         reason=decision.reason,
         outlier_columns=tuple(sorted(observation.columns)),
         snr_db=observation.snr_db,
+        clamped=observation.clamped,
         bytes_before=decision.weight_bytes,
         bytes_after=decision.weight_bytes,
         bytes_peak=decision.weight_bytes,

@@ -13,13 +13,20 @@ from torch.export import ExportedProgram
 
 from int8pass import ops, pipeline, torch_private
 from int8pass.capture import ModuleNames, program_from_dynamo
-from int8pass.composition import call_op, int8_mixed_linear
+from int8pass.composition import (
+    QuantizedActivation,
+    call_op,
+    int8_mixed_linear,
+    outlier_mask,
+    quantize_activation,
+)
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CaptureError, Int8PassError, WeightError
 from int8pass.exported import program_from_exported
 from int8pass.graph import is_canonical_linear
 from int8pass.inspection.dump import Dump
 from int8pass.program import Decision, Program
+from int8pass.quantization.static import StaticScale, count_clamped, static_scale
 from int8pass.weight_expression import WeightExpression
 
 
@@ -27,7 +34,8 @@ class FloatGraph:
     """One captured graph, with its Linears found and chosen, that computes in float. number: which of the model's.
 
     linears: by node name, the weight that a Linear to be rewritten reads; weights: the same of all canonical Linears;
-    profiled: the outlier columns that the profile names for the former, None without a profile.
+    profiled: the outlier columns that the profile names for the former, None without a profile; ranges: those that
+    activations="static" takes from it.
     """
 
     def __init__(self, program: Program, number: int) -> None:
@@ -39,6 +47,9 @@ class FloatGraph:
         self.weights = _weights(program)
         self.profiled = {
             node.name: program.profiled_columns(expression, node) for node, expression in program.linears.items()
+        }
+        self.ranges = {
+            node.name: program.profiled_range(expression, node) for node, expression in program.linears.items()
         }
         self._float = fx.GraphModule(program.graph_module, copied(program.graph))
         pipeline.run(program, self.dump, pipeline.PASSES[len(pipeline.FLOAT_PASSES) :])
@@ -79,14 +90,26 @@ class LinearCall:
         """The outlier columns that the run's profile names, where these options have a profile; else None."""
         return None if config.profile is None else self.graph.profiled[self.node]
 
+    def static(self, config: Int8MixedConfig) -> StaticScale | None:
+        """The scale and zero point of x, where these options take them from the run's profile; else None."""
+        if config.activations == "dynamic":
+            return None
+        return static_scale(*self.graph.ranges[self.node], config.scheme.activations.symmetric)
+
     def outlier_mask(self, config: Int8MixedConfig) -> Tensor | None:
         """What the outlier branch takes of x under options: bool[K], or bool[..., K] by token; None for nothing."""
-        columns = self.columns(config)
-        if not config.threshold or columns == ():
-            return None
-        if columns is not None:
-            return ops.column_mask(self.x, columns)
-        return ops.outlier_mask(self.x, config.threshold, config.outliers)
+        return outlier_mask(call_op, self.x, config.threshold, config.outliers, self.columns(config))
+
+    def quantized(self, config: Int8MixedConfig) -> tuple[Tensor | None, QuantizedActivation]:
+        """The outlier mask of x, and x in int8, under options."""
+        mask = self.outlier_mask(config)
+        form = config.scheme.activations
+        return mask, quantize_activation(call_op, form, self.x, mask, self.static(config))
+
+    def clamped(self, config: Int8MixedConfig) -> int:
+        """How many values of x outside of the outlier columns lie past a static range."""
+        static = self.static(config)
+        return 0 if static is None else count_clamped(self.x, static, self.outlier_mask(config))
 
     def int8(self, config: Int8MixedConfig | None = None) -> Tensor | None:
         """What the rewrite makes of y under options; None where the weight cannot be int8.
@@ -96,12 +119,13 @@ class LinearCall:
         program = self.graph.program
         config = config or program.config
         try:
-            quantized = program.quantized(self.expression, config.scheme)
+            quantized = program.quantized(self.expression, config.weight_form)
         except WeightError:
             return None  # the rewrite records it as skipped, with this reason
+        factor = quantized.input_factor
         return int8_mixed_linear(
             call_op,
-            self.x,
+            self.x if factor is None else ops.scale_features(self.x, factor),
             functools.partial(getattr, quantized),
             self.bias,
             scheme=config.scheme,
@@ -110,6 +134,7 @@ class LinearCall:
             dtype=self.y.dtype,
             weight=self.weight if config.keeps_original_weights else None,
             columns=self.columns(config),
+            static=self.static(config),
         )
 
 

@@ -1,6 +1,7 @@
 """What quantizing a weight takes in memory: computed from the code that does it, nothing is allocated."""
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +42,10 @@ def weight_memory(
     rows, columns = weight.shape
     before = weight.numel() * tensor.dtype.itemsize
     copied = 0 if storage_id(weight) == storage_id(root) else weight.nbytes
-    codes = int8_bytes(rows, columns, packed=False)
+    scales = math.prod(scheme.weights.scale_shape(rows, columns))
+    codes = int8_bytes(rows, columns, packed=False) + (scales - rows) * torch.float32.itemsize
     if not scheme.activations.symmetric:
-        codes += rows * torch.int32.itemsize  # code_sums
+        codes += scales * torch.int32.itemsize  # code_sums
     peak = before + copied + codes + quantizing_scratch_bytes(rows, columns, scheme.weights, tensor.is_cuda)
     if not (fused and scheme.has_default_form and tensor.device.type == "cpu" and columns <= LARGEST_K):
         return WeightMemory(before, codes, peak, kept_float)

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from int8pass.composition import call_op, quantize_activation
+from int8pass.inspection.float_run import LinearCall
 from int8pass.inspection.timing import Timing
 from int8pass.quantization.absmax import INT8_MAX
-from int8pass.quantization.scheme import ActivationQuantization
 
 LEVELS = 2 * INT8_MAX + 1  # -127 ... 127
 _PEAKS_KEPT = 64
@@ -51,26 +50,24 @@ class Observation:
     signal: float = 0.0
     noise: float = 0.0
     outlier_values: int = 0
+    clamped: int = 0
     counts: Tensor = field(default_factory=lambda: torch.zeros(LEVELS, dtype=torch.int64))
     scales: list[Tensor] = field(default_factory=list)
     peaks: Tensor | None = None
     timing: Timing | None = None
     scheme_noise: Counter[str] = field(default_factory=Counter)  # energy of the error, by scheme
 
-    def add(self, x: Tensor, y: Tensor, y_int8: Tensor, form: ActivationQuantization, mask: Tensor | None) -> None:
-        """Take in one call: x [..., K], the float result, that of the int8 form, how x became int8, and its outliers.
-
-        mask: bool[K], bool[..., K] or None.
-        """
-        self.signal += float(y.double().square().sum())
-        self.noise += float((y.double() - y_int8.double()).square().sum())
-        rows = x.reshape(-1, x.shape[-1])
-        if mask is not None and mask.dim() > 1:
-            mask = mask.reshape(-1, mask.shape[-1])
-        quantized = quantize_activation(call_op, form, rows, mask)
-        inside = quantized.codes if mask is None else quantized.codes[torch.logical_not(mask).expand(rows.shape)]
+    def add(self, call: LinearCall, y_int8: Tensor) -> None:
+        """Take in one call, and the result of its int8 form."""
+        self.signal += float(call.y.double().square().sum())
+        self.noise += float((call.y.double() - y_int8.double()).square().sum())
+        rows = call.x.reshape(-1, call.x.shape[-1])
+        config = call.graph.program.config
+        mask, quantized = call.quantized(config)
+        inside = quantized.codes if mask is None else quantized.codes[torch.logical_not(mask).expand(call.x.shape)]
         self.counts += level_counts(inside)
         self.scales.append(quantized.scale.cpu())
+        self.clamped += call.clamped(config)
         if mask is not None:
             self._add_outliers(rows, mask)
         if len(rows):
@@ -88,7 +85,7 @@ class Observation:
         return decibels(self.signal, self.noise)
 
     def details(self, graph: int, node: str, codes: Tensor, weight_scale: Tensor) -> Details:
-        """codes: int8[N, K] and weight_scale: float32[N] of the quantized weight."""
+        """codes: int8[N, K] and weight_scale: float32[N] or [N, groups] of the quantized weight."""
         peaks = torch.zeros(0) if self.peaks is None else self.peaks
         kept = max(_PEAKS_KEPT // 4, min(len(self.columns), _PEAKS_KEPT))
         values, columns = peaks.sort(descending=True, stable=True)

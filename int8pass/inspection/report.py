@@ -34,7 +34,8 @@ class Row:
     and has run: its int8 form, and the float weight if it `keeps_float` (free_weights releases it); bytes_peak: the
     most that is held of it on the way, scratch included.
     weight: the parameter or buffer; view: the views that it is read through. Rows that agree in both share the bytes.
-    timing: of its first call, schemes: the error of other schemes, where they were asked for.
+    timing: of its first call, schemes: the error of other schemes, where they were asked for. clamped: how many values
+    of its input, outside of the profile's outlier columns, lay past the profile's range (activations="static").
     """
 
     module: str
@@ -54,6 +55,7 @@ class Row:
     timing: Timing | None = None
     missed_columns: tuple[int, ...] = ()
     schemes: tuple[SchemeError, ...] = ()
+    clamped: int = 0
 
     @property
     def bytes_int8(self) -> int:
@@ -271,6 +273,9 @@ def _summary(report: Report) -> list[str]:
     missing = [row.module for row in report.rows if row.missed_columns]
     if missing:
         lines.append(f"the profile misses outlier columns of {len(missing)}: calibrate on inputs like these too")
+    clamped = [row.clamped for row in report.rows if row.clamped]
+    if clamped:
+        lines.append(f"clamped {sum(clamped)} values past the profile's ranges, in {len(clamped)} Linears")
     timed = [row.timing for row in report.rows if row.timing]
     if timed:
         times = (1e3 * sum(each.int8 for each in timed), 1e3 * sum(each.float for each in timed))

@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from int8pass import ops
 from int8pass.bench.timing import interleave, median
-from int8pass.composition import QuantizedActivation, call_op, dequantize, quantize_activation
+from int8pass.composition import call_op, dequantize, multiply
 from int8pass.config import Int8MixedConfig
 from int8pass.inspection.float_run import LinearCall
 from int8pass.kernels.cpu import fused
@@ -40,7 +41,7 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
     """Time a Linear as compiled models run it, without what Inductor fuses around it. None: it cannot be int8."""
     if call.int8(config) is None:
         return None
-    held = call.graph.program.quantized(call.expression, config.scheme)
+    held = call.graph.program.quantized(call.expression, config.weight_form)
     weight = QuantizedWeight(held.codes, held.scale)  # of its own: packing gives up the codes
     is_fused = (
         config.lowering == "inductor"
@@ -56,54 +57,59 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
 
 
 def _fused_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
-    per_token = config.outliers == "token"
-    profiled = call.columns(config) if config.threshold else None
-    # what outliers are: a threshold, or 0.0 and the columns of a profile
-    rule = (config.threshold,) if profiled is None else (0.0, profiled) if profiled else (0.0,)
+    static, profiled = call.static(config), call.columns(config)
 
-    def whole(threshold: float, *columns: tuple[int, ...]) -> Tensor:
+    def rule(branch: bool) -> tuple[float, bool, tuple[int, ...] | None]:
+        """threshold, per_token and columns, with or without an outlier branch."""
+        if profiled is not None:
+            return 0.0, False, (profiled or None) if branch and config.threshold else None
+        return (config.threshold if branch else 0.0), config.outliers == "token", None
+
+    def quantize(branch: bool) -> Any:
+        threshold, per_token, columns = rule(branch)
+        if static is not None:
+            return fused.cpu_quantize_static(call.x, static.scale, columns or ())
+        return fused.cpu_quantize(call.x, threshold, per_token, columns)
+
+    def whole(branch: bool) -> Tensor:
+        threshold, per_token, columns = rule(branch)
         original = call.weight if config.keeps_original_weights and (threshold or columns) else None
         cache = None if original is None else weight.profiled_cache if columns else weight.column_cache
-        return fused.cpu_int8_linear(
-            call.x, weight.packed, weight.offset, weight.scale, call.bias, original, cache, threshold, per_token,
-            call.y.dtype, *columns,
-        )  # fmt: skip
-
-    def quantize(threshold: float, *columns: tuple[int, ...]) -> tuple[Tensor, ...]:
-        return fused.cpu_quantize(call.x, threshold, per_token, *columns)
+        held = (weight.packed, weight.offset, weight.scale, call.bias, original, cache)
+        if static is not None:
+            return fused.cpu_static_linear(call.x, *held, static.scale, columns or (), call.y.dtype)
+        return fused.cpu_int8_linear(call.x, *held, threshold, per_token, call.y.dtype, columns)
 
     return {
-        "int8": functools.partial(whole, *rule),
-        "plain": functools.partial(whole, 0.0),
-        "quantize": functools.partial(quantize, *rule),
-        "quantize plain": functools.partial(quantize, 0.0),
+        "int8": functools.partial(whole, True),
+        "plain": functools.partial(whole, False),
+        "quantize": functools.partial(quantize, True),
+        "quantize plain": functools.partial(quantize, False),
     }
 
 
 def _from_fused(seconds: dict[str, float]) -> Timing:
-    """The outlier branch is what a threshold of 0 saves beyond its cheaper quantization; the product is the rest."""
+    """The outlier branch is what leaving it out saves beyond a cheaper quantization; the product is the rest."""
     gemm = max(seconds["plain"] - seconds["quantize plain"], 0.0)
     outliers = max(seconds["int8"] - seconds["quantize"] - gemm, 0.0)
     return Timing(seconds["float"], seconds["int8"], seconds["quantize"], gemm, None, outliers)
 
 
 def _op_calls(call: LinearCall, weight: QuantizedWeight, config: Int8MixedConfig) -> dict[str, Callable]:
-    def quantize() -> tuple[Tensor | None, QuantizedActivation]:
-        mask = call.outlier_mask(config)
-        return mask, quantize_activation(call_op, config.scheme.activations, call.x, mask)
-
-    mask, quantized = quantize()
+    mask, quantized = call.quantized(config)
     columns = (call.weight,) if config.keeps_original_weights else (weight.codes, weight.scale)
     if config.keeps_original_weights and config.profile is not None:
         columns = (call.weight, weight.scale)  # in 16 bits
-    sums = ops.int8_mm(quantized.codes, weight.codes)
-    part = functools.partial(getattr, weight)
+    part, form = functools.partial(getattr, weight), config.scheme.weights
+    sums = multiply(call_op, form, quantized, part)
     outlier = None if mask is None else ops.outlier_mm(call.x, mask, *columns)
     calls: dict[str, Callable] = {
         "int8": functools.partial(call.int8, config),
-        "quantize": quantize,
-        "gemm": functools.partial(ops.int8_mm, quantized.codes, weight.codes),
-        "dequantize": functools.partial(dequantize, call_op, sums, quantized, part, outlier, call.bias, call.y.dtype),
+        "quantize": functools.partial(call.quantized, config),
+        "gemm": functools.partial(multiply, call_op, form, quantized, part),
+        "dequantize": functools.partial(
+            dequantize, call_op, form, sums, quantized, part, outlier, call.bias, call.y.dtype
+        ),
     }
     if mask is not None:
         calls["outliers"] = functools.partial(ops.outlier_mm, call.x, mask, *columns)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from int8pass.inspection.observation import decibels
+from int8pass.quantization.groups import scale_of_each
 from int8pass.weights import QuantizedWeight
 
 STALE_DB = 15.0  # int8 rounding alone leaves 30 dB and more
@@ -34,7 +35,9 @@ class WeightFacts:
 def weight_facts(weight: Tensor, quantized: QuantizedWeight) -> WeightFacts:
     """weight: floating [N, K]; quantized: the int8 form that a compiled model would use."""
     rows = weight.detach().to(torch.float64)
-    restored = quantized.codes.to(torch.float64) * quantized.scale.to(torch.float64).unsqueeze(1)
+    restored = quantized.codes.to(torch.float64) * scale_of_each(quantized.scale, weight.shape[1]).double()
+    if quantized.input_factor is not None:
+        restored *= quantized.input_factor  # the codes are those of the weight divided by it
     squares = rows.square()
     largest, columns = squares.max(dim=1)
     rest = (squares.sum(1) - largest).clamp_min(0.0) / max(weight.shape[1] - 1, 1)

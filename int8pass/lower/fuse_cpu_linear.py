@@ -9,6 +9,8 @@ before:
     %dequantize : f32[4, 32] = int8pass.dequantize(%int8_mm, %scale_per_token, %w_scale, %outlier_mm, %bias, float32)
 after:
     %cpu_int8_linear : f32[4, 32] = int8pass.cpu_int8_linear(%x, %w_packed, %w_offset, %w_scale, %bias, %w, ...)
+or, by the range of a profile (activations="static"):
+    %cpu_static_linear : f32[4, 32] = int8pass.cpu_static_linear(%x, %w_packed, %w_offset, %w_scale, %bias, %w, ...)
 or, where %x has several readers:
     %cpu_quantize : (u8[4, 64], f32[4], bool[64]) = int8pass.cpu_quantize(%x, 6.0, False)
     %getitem : u8[4, 64] = getitem(%cpu_quantize, 0)
@@ -18,29 +20,14 @@ or, where %x has several readers:
 
 import operator
 from collections import Counter
-from dataclasses import dataclass
 
 from torch import fx
 
 from int8pass import ops
 from int8pass.graph import insert, replace, value_of
 from int8pass.kernels.cpu import fused
+from int8pass.lower.rewritten_linear import RewrittenLinear, match_rewritten_linear
 from int8pass.program import Program
-
-
-@dataclass(frozen=True)
-class Match:
-    """The parts of one rewritten Linear. mask: None at threshold 0; weight: None where columns are dequantized."""
-
-    dequantize: fx.Node
-    quantize: fx.Node
-    codes: fx.Node
-    mask: fx.Node | None
-    weight: fx.Node | None
-
-    @property
-    def x(self) -> fx.Node:
-        return self.quantize.args[0]
 
 
 def fuse_cpu_linear(program: Program) -> int:
@@ -60,46 +47,37 @@ def fuse_cpu_linear(program: Program) -> int:
     return len(found)
 
 
-def _match(program: Program, node: fx.Node) -> Match | None:
-    if node.target is not ops.dequantize or value_of(node).device.type != "cpu":
+def _match(program: Program, node: fx.Node) -> RewrittenLinear | None:
+    match = match_rewritten_linear(node, "cpu", static=True)
+    if match is None:
         return None
-    sums, _, _, outlier, _, _ = node.args
-    quantize, codes = sums.args
-    reads_codes_alone = all(user.target in (ops.int8_mm, ops.outlier_mm) for user in codes.users)
-    if codes.name not in program.weight_inputs or not reads_codes_alone:
-        return None
-    if value_of(codes).shape[1] > fused.LARGEST_K or quantize.target is not ops.quantize_per_token:
-        return None
-    mask = quantize.args[2]
-    weight = outlier.args[2] if outlier is not None and outlier.args[2] is not codes else None
-    return Match(node, quantize, codes, mask, weight)
+    reads_codes_alone = all(user.target in (ops.int8_mm, ops.outlier_mm) for user in match.codes.users)
+    takes_weight = match.codes.name in program.weight_inputs and value_of(match.codes).shape[1] <= fused.LARGEST_K
+    return match if reads_codes_alone and takes_weight else None
 
 
-def _quantize(match: Match) -> tuple[fx.Node, ...]:
-    threshold, per_token, columns = _outlier_rule(match)
-    result = insert(match.quantize, fused.cpu_quantize, match.x, threshold, per_token, *columns)
+def _quantize(match: RewrittenLinear) -> tuple[fx.Node, ...]:
+    if match.static_scale is None:
+        result = insert(match.quantize, fused.cpu_quantize, match.x, *match.outlier_rule, *match.known_columns)
+    else:
+        result = insert(match.quantize, fused.cpu_quantize_static, match.x, *_static_rule(match))
     return tuple(insert(match.quantize, operator.getitem, result, index) for index in range(3))
 
 
-def _linear(program: Program, match: Match, quantized: tuple[fx.Node, ...]) -> fx.Node:
-    node, op = match.dequantize, fused.cpu_linear if quantized else fused.cpu_int8_linear
+def _linear(program: Program, match: RewrittenLinear, quantized: tuple[fx.Node, ...]) -> fx.Node:
+    node = match.dequantize
     *_, w_scale, _, bias, dtype = node.args
     expression = program.weight_inputs[match.codes.name].expression
     packed, offset = (program.weight_input(expression, part) for part in ("packed", "offset"))
-    threshold, per_token, columns = _outlier_rule(match)
-    field = "profiled_cache" if columns else "column_cache"
+    field = "profiled_cache" if match.known_columns else "column_cache"
     cache = None if match.weight is None else program.weight_input(expression, field)
-    return insert(
-        node, op, match.x, *quantized, packed, offset, w_scale, bias, match.weight, cache, threshold, per_token, dtype,
-        *columns,
-    )  # fmt: skip
+    weights = (packed, offset, w_scale, bias, match.weight, cache)
+    if match.static_scale is not None and not quantized:
+        return insert(node, fused.cpu_static_linear, match.x, *weights, *_static_rule(match), dtype)
+    op = fused.cpu_linear if quantized else fused.cpu_int8_linear
+    return insert(node, op, match.x, *quantized, *weights, *match.outlier_rule, dtype, *match.known_columns)
 
 
-def _outlier_rule(match: Match) -> tuple[float, bool, tuple[tuple[int, ...], ...]]:
-    """threshold (0.0: no outlier is looked for), per_token, and the columns of a profile, if any, as arguments."""
-    if match.mask is None:
-        return 0.0, False, ()
-    if match.mask.target is ops.column_mask:
-        return 0.0, False, (match.mask.args[1],)
-    _, threshold, outliers = match.mask.args
-    return threshold, outliers == "token", ()
+def _static_rule(match: RewrittenLinear) -> tuple[float, tuple[int, ...]]:
+    """The scale, and the outlier columns."""
+    return match.static_scale, *(match.known_columns or ((),))

@@ -21,43 +21,14 @@ A profile's columns follow as a last argument.
 import math
 import operator
 from collections import Counter
-from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from int8pass import ops
 from int8pass.graph import insert, replace, value_of
 from int8pass.kernels.cuda import fused
+from int8pass.lower.rewritten_linear import RewrittenLinear, match_rewritten_linear
 from int8pass.program import Program
-
-
-@dataclass(frozen=True)
-class Match:
-    """The parts of one rewritten Linear. mask: None without an outlier branch; weight: None to dequantize columns."""
-
-    dequantize: fx.Node
-    quantize: fx.Node
-    codes: fx.Node
-    mask: fx.Node | None
-    weight: fx.Node | None
-
-    @property
-    def x(self) -> fx.Node:
-        return self.quantize.args[0]
-
-    @property
-    def outlier_rule(self) -> tuple[float, bool]:
-        """threshold and per_token; 0.0 where the kernel is to look for no outliers."""
-        if self.mask is None or self.mask.target is not ops.outlier_mask:
-            return 0.0, False
-        _, threshold, outliers = self.mask.args
-        return threshold, outliers == "token"
-
-    @property
-    def known_columns(self) -> tuple[tuple[int, ...], ...]:
-        """The columns of a profile, as the last argument of an op; no argument without a profile."""
-        return (tuple(self.mask.args[1]),) if self.mask is not None and self.mask.target is ops.column_mask else ()
 
 
 def fuse_cuda_linear(program: Program) -> int:
@@ -75,18 +46,12 @@ def fuse_cuda_linear(program: Program) -> int:
     return len(found)
 
 
-def _match(node: fx.Node) -> Match | None:
-    if node.target is not ops.dequantize or value_of(node).device.type != "cuda":
-        return None
-    sums, _, _, outlier, _, _ = node.args
-    quantize, codes = sums.args
-    if quantize.target is not ops.quantize_per_token or not 0 < value_of(codes).shape[1] <= fused.LARGEST_K:
-        return None
-    weight = outlier.args[2] if outlier is not None and outlier.args[2] is not codes else None
-    return Match(node, quantize, codes, quantize.args[2], weight)
+def _match(node: fx.Node) -> RewrittenLinear | None:
+    match = match_rewritten_linear(node, "cuda")
+    return match if match and 0 < value_of(match.codes).shape[1] <= fused.LARGEST_K else None
 
 
-def _prepare(match: Match) -> None:
+def _prepare(match: RewrittenLinear) -> None:
     """Check the device, and put a profile's columns there."""
     x = value_of(match.x)
     if torch.cuda.is_available():  # not where a graph is only looked at, on a machine without a GPU
@@ -101,12 +66,12 @@ def _has_few_rows(x: fx.Node) -> bool:
     return isinstance(rows, int) and rows <= fused.FEW_ROWS
 
 
-def _quantize(match: Match) -> tuple[fx.Node, ...]:
+def _quantize(match: RewrittenLinear) -> tuple[fx.Node, ...]:
     result = insert(match.quantize, fused.cuda_quantize, match.x, *match.outlier_rule, *match.known_columns)
     return tuple(insert(match.quantize, operator.getitem, result, index) for index in range(3))
 
 
-def _linear(match: Match, quantized: tuple[fx.Node, ...]) -> fx.Node:
+def _linear(match: RewrittenLinear, quantized: tuple[fx.Node, ...]) -> fx.Node:
     op = fused.cuda_linear if quantized else fused.cuda_int8_linear
     *_, w_scale, _, bias, dtype = match.dequantize.args
     return insert(

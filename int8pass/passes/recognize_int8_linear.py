@@ -7,14 +7,15 @@ from int8pass import ops
 from int8pass.graph import module_path, value_of
 from int8pass.program import Decision, Program
 
+_WEIGHT = {ops.int8_mm: 1, ops.grouped_int8_mm: 2}  # the place of the codes among the arguments
 ALREADY_INT8 = "already int8 (Int8Linear)"
 
 
 def recognize_int8_linear(program: Program) -> int:
     """Record each int8 product that the model itself holds. Returns how many there are."""
-    found = [node for node in program.graph.nodes if node.target is ops.int8_mm]
+    found = [node for node in program.graph.nodes if node.target in _WEIGHT]
     for node in found:
-        weight = node.args[1]
+        weight = node.args[_WEIGHT[node.target]]
         source = program.tensors.get(weight.name)
         program.decisions.append(
             Decision(

@@ -10,13 +10,13 @@ import torch
 from torch import fx, nn
 
 from int8pass.config import Int8MixedConfig
+from int8pass.freed_parameter import is_freed
 from int8pass.graph import is_mutation, is_tensor, node_argument, operation, value_of
 from int8pass.program import ModuleTensor, Program
 from int8pass.quantization.absmax import INT8_MAX
 from int8pass.quantization.scheme import Scheme
 from int8pass.torch_private import storage_id, tree_leaves
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import is_freed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 DEFAULT_SKIPS = ("lm_head", "*.lm_head")

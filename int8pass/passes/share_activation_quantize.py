@@ -19,13 +19,17 @@ _SHARED = frozenset(
         torch.ops.aten.detach.default,
         ops.outlier_mask,
         ops.column_mask,
+        ops.scale_features,
         ops.scale_per_token,
         ops.scale_per_tensor,
         ops.asymmetric_scale,
         ops.zero_point,
+        ops.static_scale,
+        ops.static_zero_point,
         ops.quantize_per_token,
         ops.quantize_per_tensor,
         ops.quantize_asymmetric,
+        ops.quantize_static,
     }
 )
 

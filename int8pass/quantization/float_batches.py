@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,11 +15,33 @@ from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CaptureError
 from int8pass.exported import program_from_exported
+from int8pass.graph import value_of
 from int8pass.inspection.float_run import copied, flat_inputs
 from int8pass.program import ModuleTensor, Program
+from int8pass.weight_expression import WeightExpression
 
-# what is shown at each call of a Linear: the parameter it reads, the weight [N, K] as it reads it, x [..., K]
-Observe = Callable[[ModuleTensor, Tensor, Tensor], None]
+Key = tuple[str, int]  # dotted name of a parameter, K: the Linears that read it through weights [N, K]
+
+
+class LinearInput(NamedTuple):
+    """What is shown at each call of a Linear.
+
+    source: the parameter that it reads; expression: the view of it that is the weight; shape: (N, K) of the weight;
+    x: [..., K]; sharers: the keys of all Linears to be rewritten that read this very x.
+    """
+
+    source: ModuleTensor
+    expression: WeightExpression
+    shape: tuple[int, int]
+    x: Tensor
+    sharers: frozenset[Key]
+
+    @property
+    def key(self) -> Key:
+        return self.source.name, self.shape[1]
+
+
+Observe = Callable[[LinearInput], None]
 
 
 class FloatBatches:
@@ -51,13 +73,13 @@ class FloatBatches:
         """Run once over the batches, each input of a Linear shown to `observe`. Returns how many batches there were."""
         self._observe = observe
         self.count = 0
-        for batch in _shown(self._batches, doing, progress):
+        for batch in shown(self._batches, doing, progress):
             self._call(*call_arguments(batch))
             self.count += 1
         return self.count
 
-    def show(self, source: ModuleTensor, weight: Tensor, x: Tensor) -> None:
-        self._observe(source, weight, x)
+    def show(self, shown: LinearInput) -> None:
+        self._observe(shown)
 
     @contextlib.contextmanager
     def _callable(self) -> Iterator[Callable[[tuple, dict], Any]]:
@@ -84,16 +106,24 @@ class _Shower(fx.Interpreter):
         pipeline.run(program, passes=pipeline.FLOAT_PASSES)
         super().__init__(fx.GraphModule(program.graph_module, copied(program.graph)))
         self._show = show
-        self._sources = {node.name: program.tensors[expression.root] for node, expression in program.linears.items()}
+        readers: dict[fx.Node, set[Key]] = {}
+        self._read: dict[str, tuple[ModuleTensor, WeightExpression, tuple[int, int]]] = {}
+        for node, expression in program.linears.items():
+            source = program.tensors[expression.root]
+            rows, columns = map(int, value_of(node.args[1]).shape)
+            readers.setdefault(node.args[0], set()).add((source.name, columns))
+            self._read[node.name] = source, expression, (rows, columns)
+        self._sharers = {node.name: frozenset(readers[node.args[0]]) for node in program.linears}
 
     def run_node(self, node: fx.Node) -> Any:
-        if node.name in self._sources:
-            x, weight = self.fetch_args_kwargs_from_env(node)[0][:2]
-            self._show(self._sources[node.name], weight, x)
+        if node.name in self._read:
+            x = self.fetch_args_kwargs_from_env(node)[0][0]
+            self._show(LinearInput(*self._read[node.name], x, self._sharers[node.name]))
         return super().run_node(node)
 
 
-def _shown(batches: Iterable[Any], doing: str, progress: bool) -> Iterator[Any]:
+def shown(batches: Iterable[Any], doing: str, progress: bool) -> Iterator[Any]:
+    """What is iterated, with a bar on standard error where `progress` is True."""
     if not progress:
         yield from batches
         return

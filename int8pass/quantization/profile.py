@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from int8pass.errors import ProfileError
+from int8pass.errors import OutputError, ProfileError
 from int8pass.files import require_writable, staged
-from int8pass.weights import is_freed
+from int8pass.freed_parameter import is_freed
+from int8pass.quantization.rounded_weights import RoundedWeights
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)  # version 1 has no ranges
@@ -38,19 +39,35 @@ class ProfiledLayer:
     minimum: float | None = None
     maximum: float | None = None
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """minimum and maximum. Raises ProfileError where there are none."""
+        if self.minimum is None or self.maximum is None:
+            raise ProfileError(f"the profile has no range for {self.weight!r}: calibrate again to have one")
+        return self.minimum, self.maximum
+
 
 @dataclass(frozen=True)
 class Profile:
     """The outlier columns and input ranges of a model's Linears, for options={"profile": ...}.
 
     layers: one for each weight; threshold: |x| from which on a feature counted as an outlier; batches: how many were
-    run; observer: what chose the ranges.
+    run; observer: what chose the ranges; rounded: int8 weights in place of those rounded to nearest, or None, made for
+    outliers that are multiplied with `outlier_weights`: "original", and the columns' codes are of no use, or
+    "dequantized".
     """
 
     layers: tuple[ProfiledLayer, ...]
     threshold: float
     batches: int
     observer: str = "absmax"
+    rounded: RoundedWeights | None = None
+    outlier_weights: str = "original"
+
+    @property
+    def has_outlier_columns(self) -> bool:
+        """Whether any layer has."""
+        return any(layer.outlier_columns for layer in self.layers)
 
     @property
     def fingerprint(self) -> str:
@@ -59,7 +76,11 @@ class Profile:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def columns(self, weight: str, shape: tuple[int, int], tensor: Tensor) -> tuple[int, ...]:
-        """The outlier columns of the Linear of `shape` (N, K) that reads `tensor`, a parameter named `weight`.
+        """The outlier columns of a Linear, see `layer`."""
+        return self.layer(weight, shape, tensor).outlier_columns
+
+    def layer(self, weight: str, shape: tuple[int, int], tensor: Tensor) -> ProfiledLayer:
+        """What was found of the Linear of `shape` (N, K) that reads `tensor`, a parameter named `weight`.
 
         Raises ProfileError where this profile was made from another model.
         """
@@ -72,36 +93,51 @@ class Profile:
             raise ProfileError(
                 f"the profile is of another model: the values or the dtype of {weight!r} differ; calibrate this one"
             )
-        return layer.outlier_columns
+        return layer
 
     def to_json(self, indent: int | None = 2) -> str:
         """JSON with the schema version and the model's fingerprint."""
         layers = [dataclasses.asdict(layer) for layer in self.layers]
         document = {"schema": SCHEMA_VERSION, "model": self.fingerprint, "threshold": self.threshold}
-        document |= {"batches": self.batches, "observer": self.observer, "layers": layers}
+        document |= {"batches": self.batches, "observer": self.observer}
+        document |= {"outlier_weights": self.outlier_weights, "layers": layers}
+        document |= {"weights": None if self.rounded is None else self.rounded.digest}
         return json.dumps(document, indent=indent, allow_nan=False)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the JSON file, whole or not at all. Raises OutputError."""
+        """Write the JSON file, and rounded weights beside it, with .safetensors for its suffix: both or neither.
+
+        Raises OutputError, MissingDependencyError.
+        """
         path = Path(path)
         require_writable(path)
+        if self.rounded is not None and _beside(path) == path:
+            raise OutputError(f"{str(path)!r} is to hold the profile's JSON; its weights take the suffix {path.suffix}")
         with staged(path) as folder:
             (folder / path.name).write_text(self.to_json() + "\n", encoding="utf-8")
+            if self.rounded is not None:
+                self.rounded.save(_beside(folder / path.name))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Profile":
-        """Read what `save` wrote. Raises ProfileError."""
+        """Read what `save` wrote. Raises ProfileError, MissingDependencyError."""
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ProfileError(f"there is no profile to read at {str(path)!r}: {error.strerror}") from error
         except ValueError as error:
             raise ProfileError(f"{str(path)!r} is not JSON: {error}") from error
-        return cls.from_document(document, str(path))
+        profile = cls.from_document(document, str(path))
+        if not document.get("weights"):
+            return profile
+        rounded = RoundedWeights.load(_beside(Path(path)))
+        if rounded.digest != document["weights"]:
+            raise ProfileError(f"{str(_beside(Path(path)))!r} does not hold the weights that {str(path)!r} is about")
+        return dataclasses.replace(profile, rounded=rounded)
 
     @classmethod
     def from_document(cls, document: object, source: str = "the profile") -> "Profile":
-        """Of parsed JSON; keys that are not known are left out. Raises ProfileError."""
+        """Of parsed JSON, without rounded weights; keys that are not known are left out. Raises ProfileError."""
         if not isinstance(document, dict) or "layers" not in document:
             raise ProfileError(f"{source} is not a profile that int8pass.calibrate wrote")
         if document.get("schema") not in _READABLE:
@@ -113,11 +149,17 @@ class Profile:
             layers = tuple(_layer(entry) for entry in document["layers"])
             observer = str(document.get("observer", "absmax"))
             profile = cls(layers, float(document["threshold"]), int(document["batches"]), observer)
+            profile = dataclasses.replace(profile, outlier_weights=document.get("outlier_weights", "original"))
         except (KeyError, TypeError, ValueError) as error:
             raise ProfileError(f"{source} is not a whole profile: {type(error).__name__}: {error}") from error
         if document.get("model") != profile.fingerprint:
             raise ProfileError(f"{source} was changed by hand: its fingerprint is not that of its layers")
         return profile
+
+
+def _beside(path: Path) -> Path:
+    """Where the rounded weights of a profile at `path` are."""
+    return path.with_suffix(".safetensors")
 
 
 def _layer(entry: dict) -> ProfiledLayer:

@@ -14,6 +14,7 @@ from int8pass.quantization.absmax import INT8_MAX
 from int8pass.quantization.weight_ranges import ESTIMATORS
 
 DEFAULT_THRESHOLD = 6.0  # LLM.int8(), section 3.2
+GROUP_SIZES = (32, 64, 128)
 
 
 def _check(name: str, value: object, choices: tuple) -> None:
@@ -50,17 +51,20 @@ PER_TOKEN = ActivationQuantization()
 class WeightQuantization:
     """How W [N, K] becomes int8, symmetric: codes stand for multiples of range / 127.
 
-    granularity: "per_channel", a range for each of the N rows, or "per_tensor", one for all. estimator: of the range:
-    "absmax", the largest |w|; "percentile", the magnitude that `percentile` % of them do not exceed; "mse", the one
-    with the least squared error. Values past the range are clamped. Raises ConfigError.
+    granularity: "per_channel", a range for each of the N rows; "per_tensor", one for all; "per_group", one for each
+    `group_size` (32, 64 or 128) neighbouring features of a row. estimator: of the range: "absmax", the largest |w|;
+    "percentile", the magnitude that `percentile` % of them do not exceed; "mse", the one with the least squared error.
+    Values past the range are clamped. Raises ConfigError.
     """
 
     granularity: str = "per_channel"
     estimator: str = "absmax"
     percentile: float = 99.99
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
-        _check("granularity of weights", self.granularity, ("per_channel", "per_tensor"))
+        _check("granularity of weights", self.granularity, ("per_channel", "per_tensor", "per_group"))
+        _check("group_size", self.group_size, GROUP_SIZES if self.granularity == "per_group" else (None,))
         _check("estimator", self.estimator, tuple(ESTIMATORS))
         if not isinstance(self.percentile, int | float) or not 0.0 < self.percentile <= 100.0:
             raise ConfigError(f"percentile must be above 0 and at most 100, not {self.percentile!r}")
@@ -68,6 +72,10 @@ class WeightQuantization:
     def scale(self, rows: Tensor) -> Tensor:
         """The scales of rows that share a range each. rows: [R, C] floating. Result: float32[R], NaN if not finite."""
         return ESTIMATORS[self.estimator](rows, self.percentile)
+
+    def scale_shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Of the scales of a weight [rows, columns]."""
+        return (rows,) if self.group_size is None else (rows, columns // self.group_size)
 
 
 PER_CHANNEL = WeightQuantization()
@@ -100,7 +108,7 @@ class Scheme:
     @property
     def has_default_form(self) -> bool:
         """Whether its graphs are those of the default scheme, which fused kernels and files take."""
-        return self.activations == PER_TOKEN
+        return self.activations == PER_TOKEN and self.weights.group_size is None
 
 
 _PER_TENSOR, _ZEROPOINT = ActivationQuantization("per_tensor"), ActivationQuantization("per_token", symmetric=False)

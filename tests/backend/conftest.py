@@ -2,7 +2,7 @@
 
 import pytest
 
-import int8pass.weights
+import int8pass.weight_cache
 from int8pass import pipeline
 
 
@@ -33,11 +33,11 @@ def quantized_shapes(monkeypatch):
     """The shape of every weight that is quantized, in order."""
     seen = []
 
-    original = int8pass.weights.quantize_weight
+    original = int8pass.weight_cache.quantize_weight
 
     def quantize(weight, form):
         seen.append(tuple(weight.shape))
         return original(weight, form)
 
-    monkeypatch.setattr(int8pass.weights, "quantize_weight", quantize)
+    monkeypatch.setattr(int8pass.weight_cache, "quantize_weight", quantize)
     return seen

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-import int8pass.weights
-from int8pass.weights import requantize
+import int8pass.weight_cache
+from int8pass.weight_cache import requantize
 from tests.backend.models import assert_close_to_float, assert_follows_reference, compiled
 from tests.linear_models import IN, OUT, Mlp, activation, frozen, relative_error
 
@@ -117,7 +117,7 @@ def test_weight_dies_with_its_model():
     model = frozen(nn.Linear(IN, OUT))
     run = compiled(model)
     run(activation(5))
-    codes = weakref.ref(int8pass.weights.WEIGHTS.get(model.weight, "", lambda weight: weight).quantized.codes)
+    codes = weakref.ref(int8pass.weight_cache.WEIGHTS.get(model.weight, "", lambda weight: weight).quantized.codes)
     assert codes() is not None
     del model, run
     torch._dynamo.reset()

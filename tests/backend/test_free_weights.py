@@ -13,7 +13,7 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from int8pass.errors import ConfigError, FreedWeightError
-from int8pass.weights import FreedParameter
+from int8pass.freed_parameter import FreedParameter
 from tests.backend.models import compiled
 from tests.linear_models import HIDDEN, IN, OUT, Mlp, activation, frozen
 

@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import nn
 
-from int8pass.weights import FreedParameter
+from int8pass.freed_parameter import FreedParameter
 from tests.backend.models import assert_close_to_float, assert_follows_reference, compiled, counted_int8mixed
 from tests.linear_models import IN, OUT, Mlp, activation, frozen
 

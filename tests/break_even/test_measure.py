@@ -5,15 +5,18 @@ import dataclasses
 import pytest
 import torch
 
+from int8pass import Profile
 from int8pass.bench.timing import median, ratio
 from int8pass.break_even import measure
 from int8pass.break_even.case import Case
 from int8pass.config import Int8MixedConfig
 from int8pass.kernels.cpu import fused
+from int8pass.quantization import SCHEMES
 from tests.linear_models import relative_error
 
 F32, BF16 = torch.float32, torch.bfloat16
 SMALL = Case(8, 64, 32, F32, F32, F32, F32, torch.device("cpu"))
+SCHEME = {"scheme": "zeropoint-vectorwise", "threshold": None}
 EAGER = Int8MixedConfig(break_even="measured", lowering="eager")
 
 
@@ -25,13 +28,25 @@ EAGER = Int8MixedConfig(break_even="measured", lowering="eager")
     ),
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("options", ({}, {"threshold": 0.0}, {"outliers": "token"}, {"free_weights": True}), ids=str)
+@pytest.mark.parametrize(
+    "options", ({}, {"threshold": 0.0}, {"outliers": "token"}, {"free_weights": True}, SCHEME), ids=str
+)
 def test_both_contestants_compute_the_linear(change, options, fake_stopwatch):
     case = dataclasses.replace(SMALL, **change)
     measure.measure(case, dataclasses.replace(EAGER, **options))
     ((floats,), (codes,)) = (fake_stopwatch.results[0][name] for name in ("float", "int8"))
     assert floats.dtype == codes.dtype == case.output and floats.shape == codes.shape == (case.rows, 32)
     assert 0 < relative_error(codes, floats) < 0.03
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("static", (False, True), ids=("dynamic", "static"))
+def test_every_scheme_is_timed(scheme, static, fake_stopwatch):
+    options = {"activations": "static", "profile": Profile((), 0.0, 1)} if static else {}
+    case = dataclasses.replace(SMALL, profiled=3) if static else SMALL
+    measure.measure(case, Int8MixedConfig(scheme=scheme, break_even="measured", lowering="eager", **options))
+    ((floats,), (codes,)) = (fake_stopwatch.results[0][name] for name in ("float", "int8"))
+    assert 0 < relative_error(codes, floats) < 0.05
 
 
 def test_the_data_has_outliers_only_below_a_threshold():

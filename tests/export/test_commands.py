@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from int8pass import Profile
+from int8pass import Profile, calibrate
 from int8pass.export.shapes import dynamic_example
 from int8pass.models import LoadedModel
 from tests.export.files import OnnxModel
-from tests.linear_models import Mlp, activation, relative_error
+from tests.linear_models import Mlp, activation, frozen, relative_error
 
 MODEL = "tests.export.test_commands:make"
 
@@ -40,6 +40,16 @@ def test_calibrate_and_export(run, tmp_path):
         assert relative_error(OnnxModel(file)(x)[0], model(x)) < 0.02
 
 
+def test_rounded_weights_are_written_and_exported(run, tmp_path):
+    profile, file = tmp_path / "profile.json", tmp_path / "model.onnx"
+    code, out, error = run("calibrate", MODEL, "-o", profile, "--rounding", "gptq", "--migration")
+    assert code == 0 and "profile.safetensors: 2 int8 weights" in out, error
+    code, _, error = run("export", "onnx", MODEL, "-o", file, "--profile", profile)
+    assert code == 0, error
+    model, (x,), _ = make()
+    assert relative_error(OnnxModel(file)(x)[0], model(x)) < 0.03
+
+
 def test_one_example_where_no_batches_are_named(run, tmp_path):
     code, _, error = run("calibrate", MODEL, "-o", tmp_path / "profile.json")
     assert code == 0 and "calibrating" in error
@@ -65,6 +75,14 @@ def test_errors(arguments, message, run, tmp_path, monkeypatch):
     code, _, error = run(*arguments)
     assert code == 2 and message in error and "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_of_another_model_is_one_error(run, tmp_path):
+    profile, file = tmp_path / "profile.json", tmp_path / "model.onnx"
+    calibrate(frozen(Mlp()), [activation(2)], progress=False).save(profile)
+    code, _, error = run("export", "onnx", MODEL, "-o", file, "--profile", profile)
+    assert code == 2 and "the profile is of another model" in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == [profile]
 
 
 def test_help_says_what_has_not_run(run, monkeypatch):

@@ -109,10 +109,11 @@ models = st.fixed_dictionaries(
 )
 
 
-def test_files_give_what_the_backend_gives():
+@pytest.mark.parametrize("examples", (8, pytest.param(60, marks=pytest.mark.slow)))
+def test_files_give_what_the_backend_gives(examples):
     codes = Counter()
 
-    @settings(max_examples=16, deadline=None, derandomize=True, phases=[Phase.generate])
+    @settings(max_examples=examples, deadline=None, derandomize=True, phases=[Phase.generate])
     @given(models)
     def check(drawn):
         model = frozen(Stacks([Stack(each["k"], each["n"], each["bias"], each["dtype"]) for each in drawn["stacks"]]))
@@ -122,14 +123,15 @@ def test_files_give_what_the_backend_gives():
         dynamic = {"xs": [{dimension: DYNAMIC for dimension in range(min(2, x.dim() - 1))} for x in xs]}
         cases = [xs, inputs(drawn, (5, 7, 2)), *([spoilt(x, float(value)) for x in xs] for value in ("nan", "inf"))]
         compiled = backend(model, options)
+        program = torch.export.export(model, (xs,), dynamic_shapes=dynamic)
         with tempfile.TemporaryDirectory() as folder:
-            path = exported(Path(folder) / "m.onnx", model, xs, options=options, target=target, dynamic_shapes=dynamic)
+            path = exported(Path(folder) / "model.onnx", program, options=options, target=target)
             for optimize in LEVELS:
                 run = OnnxModel(path, optimize)
                 for case in cases:
                     for result, expected, of in zip(run(*case), compiled(case), drawn["stacks"], strict=True):
                         assert same(result, expected), (optimize, of, drawn["form"], drawn["outlier_weights"])
-            expected = codes_of_the_graph(convert(model, (xs,), options=options), xs)
+            expected = codes_of_the_graph(convert(program, options=options).module(), xs)
             found = codes_of_the_file(path, xs, 128 if TARGETS[target].unsigned else 0)
             for one, other in zip(found, expected, strict=True):
                 codes["all"] += other.size

@@ -12,7 +12,7 @@ from torch import nn
 from int8pass import Int8Linear, Report, explain
 from int8pass.errors import CaptureError, ConfigError
 from int8pass.kernels.cpu import fused
-from int8pass.weights import WEIGHTS
+from int8pass.weight_cache import WEIGHTS
 from tests import reference, zoo
 from tests.linear_models import HIDDEN, IN, OUT, Mlp, bounded, frozen
 

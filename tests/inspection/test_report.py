@@ -128,6 +128,7 @@ def test_json_holds_every_field():
     assert document.keys() == options | {"schema", "graphs", "totals", "rows"}
     assert document["schema"] == SCHEMA_VERSION == 4
     assert (document["threshold"], document["outliers"], document["graphs"]) == (2.5, "token", 3)
+    assert document["scheme"] == "zeropoint"
     assert document["totals"]["rewritten"] == 1
     for row, expected in zip(document["rows"], rows, strict=True):
         assert row.keys() == {field.name for field in dataclasses.fields(Row)}

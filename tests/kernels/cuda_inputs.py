@@ -1,5 +1,6 @@
 """Inputs of the CUDA kernels' tests, and what the float64 reference makes of them."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,11 @@ from int8pass.weights import QuantizedWeight, quantize_weight
 from tests import reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.float().numpy()
+    return tensor.float().cpu().numpy()
 
 
 def planted(rows: int, columns: int, dtype: torch.dtype, outliers: int, seed: int = 0) -> torch.Tensor:
@@ -21,7 +23,7 @@ def planted(rows: int, columns: int, dtype: torch.dtype, outliers: int, seed: in
     generator = torch.Generator().manual_seed(seed + rows * 1000 + columns)
     x = torch.randn(rows, columns, generator=generator)
     x[:, torch.randperm(columns, generator=generator)[:outliers]] *= 20.0
-    return x.to(dtype)
+    return x.to(DEVICE, dtype)
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Case:
 
     def check_quantized(self) -> None:
         """Codes, scales and outlier columns are exactly the reference's."""
-        codes, scale, found = self.quantize()
+        codes, scale, found = (part.cpu() for part in self.quantize())
         expected_codes, expected_scale, mask = reference.quantize_activation(
             as_array(self.x), self.threshold, self.outliers
         )
@@ -70,7 +72,7 @@ class Case:
         assert np.array_equal(scale.numpy(), expected_scale, equal_nan=True)
         if self.threshold:
             columns = np.flatnonzero(mask if mask.ndim == 1 else mask.any(axis=0))
-            assert found[: len(columns) + 1].tolist() == [len(columns), *columns]
+            assert found.tolist() == [len(columns), *columns, *[0] * (self.x.shape[1] - len(columns))]
 
     def check(self, y: torch.Tensor) -> None:
         """y is the float64 reference's within float32 sums and one cast; NaN and infinity are where that has them."""
@@ -81,7 +83,7 @@ class Case:
             outlier_weights=kind,
         )  # fmt: skip
         bound = reference.tolerance(expected, magnitude, self.x.shape[1], torch.finfo(self.x.dtype).eps)
-        actual = y.double().numpy()
+        actual = y.double().cpu().numpy()
         finite = np.isfinite(expected)
         assert np.array_equal(actual[~finite], expected[~finite], equal_nan=True)
         assert (np.abs(actual - expected)[finite] <= bound[finite]).all()

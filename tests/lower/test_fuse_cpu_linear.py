@@ -6,7 +6,7 @@ from torch import nn
 
 from int8pass import calibrate
 from int8pass.kernels.cpu import build, fused
-from int8pass.weights import WEIGHTS
+from int8pass.weight_cache import WEIGHTS
 
 pytestmark = [
     pytest.mark.inductor,

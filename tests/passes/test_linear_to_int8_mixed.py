@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from int8pass import weights
+from int8pass import weight_cache
 from int8pass.passes.canonicalize_linear import canonicalize_linear
 from int8pass.passes.linear_to_int8_mixed import linear_to_int8_mixed
 from int8pass.passes.select_linear import select_linear
@@ -56,7 +56,7 @@ def test_a_weight_of_several_calls_is_quantized_once(capture, monkeypatch):
         return quantize(weight, form)
 
     quantize = weights.quantize_weight
-    monkeypatch.setattr(weights, "quantize_weight", counting)
+    monkeypatch.setattr(weight_cache, "quantize_weight", counting)
     module = holder(lambda m, x: F.linear(F.linear(x, m.w), m.w) @ m.w, w=(16, 16))
     result = capture(module, signs(4, 16))
     assert result.reasons == {"rewritten": 3}
@@ -68,7 +68,7 @@ def test_a_weight_of_several_calls_is_quantized_once(capture, monkeypatch):
 def test_a_second_graph_quantizes_nothing(monkeypatch):
     module, x = holder(linear, **bias_and_weight), signs(4, 16)
     compiled(module, x)
-    monkeypatch.setattr(weights, "quantize_weight", None)
+    monkeypatch.setattr(weight_cache, "quantize_weight", None)
     assert torch.equal(compiled(module, x).output, module(x))
 
 

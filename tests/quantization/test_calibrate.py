@@ -205,7 +205,7 @@ def test_ranges_that_cannot_be(model):
 
 def test_observers_refuse_what_they_cannot_do(model):
     batches = (with_columns(3) for _ in range(2))
-    with pytest.raises(ConfigError, match="'mse' reads the batches twice"):
+    with pytest.raises(ConfigError, match="'mse' read the batches more than once"):
         calibrate(model, batches, observer="mse", progress=False)
     assert calibrate(model, batches, progress=False).batches == 2
     with pytest.raises(ConfigError, match="observer must be one of"):

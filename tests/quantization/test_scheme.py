@@ -105,6 +105,13 @@ def test_options_of_the_outlier_branch_need_one(name, options):
     assert getattr(changed, option) == options[option]
 
 
+@pytest.mark.parametrize("name", [name for name, scheme in SCHEMES.items() if not scheme.has_default_form])
+def test_tensorrt_refuses_what_it_cannot_lower(name):
+    message = "takes schemes 'absmax-rowwise', 'absmax-vectorwise', 'llm.int8' with activations='dynamic'"
+    with pytest.raises(ConfigError, match=message):
+        Int8MixedConfig(scheme=name, threshold=0.0, lowering="tensorrt")
+
+
 def test_another_scheme_in_place_of_one():
     config = dataclasses.replace(Int8MixedConfig(), scheme="absmax", threshold=None)
     assert (config.scheme.name, config.threshold) == ("absmax", 0.0)

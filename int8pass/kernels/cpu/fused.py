@@ -38,6 +38,14 @@ _LIBRARY.define(
     tags=_TAGS,
 )
 
+# the same by a scale known beforehand: values past 127 * scale are clamped; columns: the outlier features
+_LIBRARY.define("cpu_quantize_static(Tensor x, float scale, int[] columns) -> (Tensor, Tensor, Tensor)", tags=_TAGS)
+_LIBRARY.define(
+    "cpu_static_linear(Tensor x, Tensor packed, Tensor offset, Tensor w_scale, Tensor? bias, Tensor? weight, "
+    "Tensor? cache, float scale, int[] columns, ScalarType dtype) -> Tensor",
+    tags=_TAGS,
+)
+
 # A cache for the outlier columns of one float weight, in the storage of a uint8 tensor: filled by cpu_linear, bounded,
 # shared by threads. Copies of that tensor are no caches, and are passed over.
 COLUMN_CACHE_BYTES = 256
@@ -52,6 +60,8 @@ _LIBRARY.define("cpu_integer_gemm() -> str")
 cpu_quantize = torch.ops.int8pass.cpu_quantize.default
 cpu_linear = torch.ops.int8pass.cpu_linear.default
 cpu_int8_linear = torch.ops.int8pass.cpu_int8_linear.default
+cpu_quantize_static = torch.ops.int8pass.cpu_quantize_static.default
+cpu_static_linear = torch.ops.int8pass.cpu_static_linear.default
 cpu_column_cache = torch.ops.int8pass.cpu_column_cache.default
 cpu_column_cache_counts = torch.ops.int8pass.cpu_column_cache_counts.default
 cpu_integer_gemm = torch.ops.int8pass.cpu_integer_gemm.default
@@ -62,6 +72,16 @@ def _cpu_quantize_fake(x, threshold, per_token, columns=None):
     padded = -(-x.shape[-1] // GROUP_K) * GROUP_K
     codes = x.new_empty((*x.shape[:-1], padded), dtype=torch.uint8)
     return codes, x.new_empty(x.shape[:-1], dtype=torch.float32), x.new_empty(x.shape[-1:], dtype=torch.bool)
+
+
+@torch.library.register_fake("int8pass::cpu_quantize_static", lib=_LIBRARY)
+def _cpu_quantize_static_fake(x, scale, columns):
+    return _cpu_quantize_fake(x, 0.0, False)
+
+
+@torch.library.register_fake("int8pass::cpu_static_linear", lib=_LIBRARY)
+def _cpu_static_linear_fake(x, packed, offset, w_scale, bias, weight, cache, scale, columns, dtype):
+    return x.new_empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype)
 
 
 @torch.library.register_fake("int8pass::cpu_linear", lib=_LIBRARY)

@@ -22,6 +22,7 @@
 #include "integer_gemm.h"
 #include "outliers.h"
 #include "quantize.h"
+#include "static_quantize.h"
 
 namespace int8pass {
 namespace {
@@ -162,6 +163,15 @@ Tensor cpu_int8_linear(const Tensor& x, const Tensor& packed, const Tensor& offs
                     dtype, known);
 }
 
+Tensor cpu_static_linear(const Tensor& x, const Tensor& packed, const Tensor& offset, const Tensor& weight_scale,
+                         const std::optional<Tensor>& bias, const std::optional<Tensor>& weight,
+                         const std::optional<Tensor>& cache, double scale, at::IntArrayRef columns, at::ScalarType dtype) {
+  const Tensor input = x.contiguous();
+  const auto [codes, scales, mask] = cpu_quantize_static(input, scale, columns);
+  return cpu_linear(input, codes, scales, mask, packed, offset, weight_scale, bias, weight, cache, 0.0, false, dtype,
+                    columns);
+}
+
 Tensor column_cache_counts(const Tensor& handle) {
   ColumnCache* cache = ColumnCache::in(handle);
   TORCH_CHECK(cache, "cpu_column_cache_counts: this tensor holds no column cache");
@@ -176,6 +186,8 @@ std::string integer_gemm_name() { return uses_brgemm() ? "oneDNN brgemm" : nativ
 TORCH_LIBRARY_IMPL(int8pass, CPU, library) {
   library.impl("cpu_quantize", &int8pass::cpu_quantize);
   library.impl("cpu_linear", &int8pass::cpu_linear);
+  library.impl("cpu_quantize_static", &int8pass::cpu_quantize_static);
+  library.impl("cpu_static_linear", &int8pass::cpu_static_linear);
   library.impl("cpu_int8_linear", &int8pass::cpu_int8_linear);
   library.impl("cpu_column_cache_counts", &int8pass::column_cache_counts);
 }

@@ -45,3 +45,13 @@ def absmax_codes(x, scale):
     bounded = tl.minimum(tl.maximum(ratio, -127.0), 127.0)
     rounded = (bounded + _ROUNDER) - _ROUNDER
     return tl.where(scale > 0.0, rounded, 0.0).to(tl.int8)
+
+
+@triton.jit
+def int8_dot(left, right, sums, HALF: tl.constexpr):
+    """sums + left @ right in int32, exact. HALF: by float16 products, whose float32 sums of at most 1024 terms are."""
+    if HALF:
+        sums += tl.dot(left.to(tl.float16), right.to(tl.float16)).to(tl.int32)
+    else:
+        sums = tl.dot(left, right, sums, out_dtype=tl.int32)
+    return sums

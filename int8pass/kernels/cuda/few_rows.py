@@ -18,9 +18,11 @@ from int8pass.kernels.cuda.arithmetic import (
     NONE,
     absmax_codes,
     absmax_scale,
+    int8_dot,
     is_outlier,
     magnitude_bits,
 )
+from int8pass.kernels.cuda.capability import has_int8_product
 from int8pass.kernels.cuda.outlier_columns import load_outliers, load_weight_columns
 from int8pass.kernels.cuda.tuning import autotune
 
@@ -79,8 +81,8 @@ def _find_columns(x, flags, m, M, K, stride, threshold, first, OUTLIERS: tl.cons
 @triton.jit
 def _few_rows(
     x, flags, w_codes, w_scale, bias, weight, y, part_sums, part_outliers, M, N, K, x_stride, stride_n, stride_k,
-    threshold, OUTLIERS: tl.constexpr, DEQUANTIZED: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_X: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    threshold, OUTLIERS: tl.constexpr, DEQUANTIZED: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(1)
     m = tl.arange(0, ROWS)
@@ -109,7 +111,8 @@ def _few_rows(
                 right = load_weight_columns(weight, n, N, column, column >= 0, stride_n, stride_k).to(tl.float32)
                 if DEQUANTIZED:
                     right = right * column_scale[None, :]
-                outlier += tl.sum(left[:, :, None] * right[None, :, :], axis=1)
+                # summed over the last axis: over the middle one Triton would make it a product in TF32
+                outlier += tl.sum(left[:, None, :] * tl.trans(right)[None, :, :], axis=2)
 
     sums = tl.zeros([_TILE_ROWS, BLOCK_N], tl.int32)
     length = tl.cdiv(tl.cdiv(K, BLOCK_K), PARTS) * BLOCK_K
@@ -122,7 +125,7 @@ def _few_rows(
         if OUTLIERS != NONE:
             code = tl.where(_outliers_of(x, flags, values, m, M, k, K, threshold, OUTLIERS), 0, code).to(tl.int8)
         repeated = tl.broadcast_to(code[:, None, :], [ROWS, _TILE_ROWS // ROWS, BLOCK_K])
-        sums = tl.dot(tl.reshape(repeated, [_TILE_ROWS, BLOCK_K]), right, sums, out_dtype=tl.int32)
+        sums = int8_dot(tl.reshape(repeated, [_TILE_ROWS, BLOCK_K]), right, sums, HALF)
     total = tl.max(tl.reshape(sums, [ROWS, _TILE_ROWS // ROWS, BLOCK_N]), axis=1)  # all equal
 
     place = m[:, None] * N + n[None, :]
@@ -178,6 +181,7 @@ def few_rows_linear(
     _few_rows[lambda meta: (triton.cdiv(N, meta["BLOCK_N"]), parts)](
         x, flags, w_codes, w_scale, bias, source, y, part_sums, part_outliers, M, N, K, x.stride(0), *source.stride(),
         threshold, OUTLIERS=outliers, DEQUANTIZED=weight is None, ROWS=rows, PARTS=parts,
+        HALF=not has_int8_product(x.device),
         BLOCK_X=min(max(256, 1024 // rows), max(16, triton.next_power_of_2(K))),
     )  # fmt: skip
     if parts > 1:

@@ -22,7 +22,8 @@ LARGEST_K = 2**31 // 127**2
 FEW_ROWS = 16
 # Which features are outliers: none, columns that hold one, single elements, or columns known beforehand.
 NONE, COLUMN, TOKEN, LISTED = range(4)
-OLDEST_CAPABILITY = (7, 5)  # Turing: the first with int8 tensor cores
+OLDEST_CAPABILITY = (7, 5)  # Turing: the first with int8 tensor cores ...
+_FAST_CAPABILITY = (8, 0)  # ... that Triton uses from Ampere on
 
 
 def _define(schema: str, fake, implementation) -> OpOverload:
@@ -163,6 +164,11 @@ def require_device(device: torch.device) -> None:
             f"{name} (compute capability {found}) has no int8 tensor cores that int8pass uses: it needs an NVIDIA GPU "
             "of compute capability 7.5 or newer. options={'lowering': 'eager'} runs the ops one by one, slower than "
             "the float model."
+        )
+    if capability < _FAST_CAPABILITY:
+        logger.warning(
+            "Triton compiles int8 products for compute capability 7.5 without tensor cores: the results are right, but "
+            "slower than the float model's"
         )
     try:
         import triton  # noqa: F401

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from int8pass.kernels.cuda.arithmetic import NONE
+from int8pass.kernels.cuda.arithmetic import NONE, int8_dot
+from int8pass.kernels.cuda.capability import has_bfloat16_product, has_int8_product
 from int8pass.kernels.cuda.outlier_columns import load_outliers, load_weight_columns
 from int8pass.kernels.cuda.tuning import autotune, prune_tiles, tile
 
@@ -31,8 +32,8 @@ _COLUMNS_AT_ONCE = tl.constexpr(16)
 @triton.jit(do_not_specialize=["size"])
 def _int8_gemm(
     codes, x_scale, w_codes, w_scale, bias, x, weight, columns, y, M, N, K, x_stride, stride_n, stride_k, threshold,
-    size, OUTLIERS: tl.constexpr, DEQUANTIZED: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    size, OUTLIERS: tl.constexpr, DEQUANTIZED: tl.constexpr, WIDE: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     in_group = _TILE_ROWS_AT_ONCE * tiles_n
@@ -52,7 +53,7 @@ def _int8_gemm(
         else:
             left = tl.load(code_tile, mask=k[None, :] < K - start, other=0)
             right = tl.load(weight_tile, mask=k[:, None] < K - start, other=0)
-        sums = tl.dot(left, right, sums, out_dtype=tl.int32)
+        sums = int8_dot(left, right, sums, HALF)
         code_tile += BLOCK_K
         weight_tile += BLOCK_K
 
@@ -105,16 +106,12 @@ def int8_gemm(
     _int8_gemm[grid](
         codes, x_scale, w_codes, w_scale, bias, x, source, columns, y, M, N, K, x.stride(0), *source.stride(),
         threshold, triton.next_power_of_2(M), OUTLIERS=outliers, DEQUANTIZED=weight is None,
-        WIDE=_is_wide(x, weight),
+        WIDE=_is_wide(x, weight), HALF=not has_int8_product(x.device),
     )  # fmt: skip
     return y
 
 
 def _is_wide(x: Tensor, weight: Tensor | None) -> bool:
-    """Whether outliers are multiplied in float32: those of float32, of mixed dtypes, and bfloat16 before Ampere.
-
-    Triton's interpreter, which runs on the CPU, multiplies the bits of bfloat16 as integers: float32 there too.
-    """
+    """Whether outliers are multiplied in float32: float32, mixed dtypes, and bfloat16 where it has to be."""
     mixed = weight is not None and weight.dtype != x.dtype
-    has_bfloat16 = x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) >= (8, 0)
-    return x.dtype == torch.float32 or mixed or (x.dtype == torch.bfloat16 and not has_bfloat16)
+    return x.dtype == torch.float32 or mixed or (x.dtype == torch.bfloat16 and not has_bfloat16_product(x.device))

@@ -37,12 +37,14 @@ def _mark_columns(x, flags, M, K, stride, threshold, BLOCK_M: tl.constexpr, BLOC
 
 @triton.jit
 def _list_columns(flags, columns, K):
-    """columns = [how many, then which, ascending], from flags[K]. One program does it."""
+    """columns = [how many, then which, ascending, then zeros], from flags[K]. One program does it."""
     found = 0
     for start in range(0, K, _LIST_BLOCK):
         k = start + tl.arange(0, _LIST_BLOCK)
         flag = tl.load(flags + k, mask=k < K, other=0).to(tl.int32)
-        tl.store(columns + found + tl.cumsum(flag, 0), k, mask=flag > 0)
+        listed = found + tl.cumsum(flag, 0)  # how many up to k
+        place = tl.where(flag > 0, listed, K - (k - listed))
+        tl.store(columns + place, tl.where(flag > 0, k, 0), mask=k < K)
         found += tl.sum(flag, 0)
     tl.store(columns, found)
 
@@ -93,7 +95,8 @@ def quantize(x: Tensor, outliers: int, threshold: float, flags: Tensor | None = 
 
     x: [M, K] floating, rows contiguous; outliers: one of NONE, COLUMN, TOKEN, LISTED; flags: int8[K], 1 at the known
     columns, for LISTED. Returns codes int8[M, K] (outliers as 0), scale float32[M], and for COLUMN and TOKEN the list
-    of columns that hold an outlier: int32[K + 1], their number, then they themselves, ascending; else an empty tensor.
+    of columns that hold an outlier: int32[K + 1], their number, they themselves, ascending, and zeros; else an empty
+    tensor.
     """
     M, K = x.shape
     finds = outliers in (COLUMN.value, TOKEN.value)

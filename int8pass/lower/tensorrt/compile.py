@@ -1,6 +1,5 @@
 """Two ways to an engine: the lowering of torch.compile, and a converted program that can be saved."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from int8pass.errors import EngineError
+from int8pass.errors import EngineError, Int8PassError
 from int8pass.lower.tensorrt.freeze_weights import freeze_weights
 from int8pass.lower.tensorrt.package import import_torch_tensorrt, settings
 from int8pass.lower.tensorrt.to_scaled_int8_mm import int8pass_ops_left
@@ -54,12 +53,10 @@ def compile_program(
 def _built(build: Callable[[], fx.GraphModule]) -> fx.GraphModule:
     """What torch-tensorrt builds. Raises EngineError where it fails, or leaves an int8 Linear out of the engines."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            module = build()
-    except (AssertionError, RuntimeError, TypeError) as error:  # what it raises for a failed conversion or build
-        if isinstance(error, EngineError):
-            raise
+        module = build()
+    except Int8PassError:
+        raise
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # what failed conversions and builds raise
         raise EngineError(f"torch-tensorrt could not build an engine: {error}") from error
     left = int8pass_ops_left(module)
     if left:

@@ -159,10 +159,8 @@ def scaled_int8_mm(ctx: ConversionContext, target: Any, args: tuple, kwargs: dic
 
 def column_mm(ctx: ConversionContext, target: Any, args: tuple, kwargs: dict, name: str) -> Any:
     """The product over outlier columns known beforehand, in float32."""
-    layers, (x, columns, w, *bias) = _Layers(ctx, name), args
-    rank = len(x.shape)
-    product = layers.product(layers.float32(layers.gathered(x, columns)), layers.constant(w.float(), max(rank, 2)))
-    return layers.elementwise(product, layers.value(bias[0], rank), _SUM) if bias and bias[0] is not None else product
+    layers, (x, columns, w) = _Layers(ctx, name), args  # `to_scaled_int8_mm` gives no scale and no bias
+    return layers.product(layers.float32(layers.gathered(x, columns)), layers.constant(w.float(), max(len(x.shape), 2)))
 
 
 def _on_real_tensors(converter: Callable) -> Callable:

@@ -4,7 +4,7 @@ A lowering pass of torch-tensorrt, on its aten graph, whose weights are attribut
 
 before:
     %int8_mm : i32[4, 32] = int8pass.int8_mm(%quantize_per_token, %codes)
-    %outlier_mm : f32[4, 32] = int8pass.outlier_mm(%x, %column_mask, %weight)
+    %outlier_mm : f32[4, 32] = int8pass.outlier_mm(%x, %column_mask, %weight, %scale)
     %dequantize : f32[4, 32] = int8pass.dequantize(%int8_mm, %scale_per_token, %scale, %outlier_mm, %bias, float32)
 after:
     %column_mm : f32[4, 32] = int8pass.column_mm(%x, (3, 7), %columns)
@@ -17,7 +17,8 @@ from torch import Tensor, fx
 
 from int8pass import ops
 from int8pass.errors import ConfigError, EngineError
-from int8pass.graph import insert, replace, value_of
+from int8pass.graph import insert, namespace, replace, value_of
+from int8pass.quantization.columns import kept_columns
 from int8pass.torch_private import without_fake_tensors
 
 _IN_EACH_CALL = (
@@ -57,9 +58,10 @@ def _column_mm(graph_module: fx.GraphModule, node: fx.Node, outlier: fx.Node) ->
     columns = list(mask.args[1])
     with without_fake_tensors():
         rows = _constant(graph_module, weight)[:, columns]
-        if scale and scale[0] is not None:
-            rows = rows.float() * _constant(graph_module, scale[0])[:, None]
-        rows = rows.t().contiguous()
+        unit = _constant(graph_module, scale[0]) if scale and scale[0] is not None else None
+        if unit is not None and rows.is_floating_point():
+            rows, unit = kept_columns(rows, unit)
+        rows = (rows.float() if unit is None else rows.float() * unit[:, None]).t().contiguous()
     return insert(node, ops.column_mm, x, columns, _attribute(graph_module, node, rows))
 
 
@@ -85,9 +87,4 @@ def _attribute(graph_module: fx.GraphModule, before: fx.Node, tensor: Tensor) ->
 def int8pass_ops_left(module: torch.nn.Module) -> list[str]:
     """Names of the nodes that still call ops of int8pass, in the graphs of a compiled module."""
     graphs = (child.graph for child in module.modules() if isinstance(child, fx.GraphModule))
-    return [node.name for graph in graphs for node in graph.nodes if node.target in OPS]
-
-
-OPS = frozenset(
-    value for value in vars(ops).values() if isinstance(value, type(ops.int8_mm))
-)  # every op of the vocabulary
+    return [node.name for graph in graphs for node in graph.nodes if namespace(node) == ops.NAMESPACE]

@@ -78,9 +78,10 @@ def linear(engines, leading=(5,), dtype=torch.float32, bias=True, threshold=6.0,
     is_regular = np.isfinite(scale)
     off = np.abs(codes.astype(int) - expected_codes)[is_regular]
     codes = np.where(is_regular[:, None], codes, expected_codes)
+    kept = outlier_weights or ("float16" if dtype == torch.float32 else "original")  # columns of a profile are 16-bit
     weight, given = layer.weight.float().numpy(), layer.bias.float().numpy() if bias else None
     wanted, magnitude = reference.linear(
-        rows, weight, given, threshold=threshold, outlier_weights=outlier_weights or "original", codes=(codes, scale)
+        rows, weight, given, threshold=threshold, outlier_weights=kept, codes=(codes, scale)
     )
     bound = reference.tolerance(wanted, magnitude, IN, torch.finfo(dtype).eps)
     found = y.double().reshape(-1, OUT).numpy()
@@ -180,10 +181,18 @@ def shared_graph(torch_tensorrt, engines):
 
 
 def failed_build(torch_tensorrt, engines):
+    return failing(RuntimeError("no kernel fits"))
+
+
+def failed_conversion(torch_tensorrt, engines):
+    return failing(ValueError("no float64"))
+
+
+def failing(error):
     from torch_tensorrt.dynamo import _compiler
 
     def convert_module(*arguments, **keywords):
-        raise RuntimeError("no kernel fits")
+        raise error
 
     original, _compiler.convert_module = _compiler.convert_module, convert_module
     try:
@@ -249,6 +258,7 @@ CHECKS = (
     changed_weight,
     shared_graph,
     failed_build,
+    failed_conversion,
     settings,
     registry,
     saving,

@@ -69,12 +69,11 @@ class NetworkDouble:
     def __getattr__(self, name):
         if not name.startswith("add_"):
             raise AttributeError(f"the double has no {name}")
-        declared = declaration(getattr(trt.INetworkDefinition, name))
         rule = globals()[name]
+        declared = declaration(getattr(trt.INetworkDefinition, name), list(inspect.signature(rule).parameters))
 
         def add(*args, **kwargs):
             bound = inspect.signature(rule).bind(*args, **kwargs)
-            assert list(bound.signature.parameters) == [argument for argument, _ in declared], name
             for argument, kind in declared:
                 value = bound.arguments[argument]
                 assert isinstance(value, kind), f"{name}: {argument} is {type(value).__name__}, not {kind}"
@@ -110,10 +109,11 @@ class NetworkDouble:
         return [known[id(tensor)] for tensor in self.outputs]
 
 
-def declaration(method):
-    """The arguments that the bindings declare: pairs of name and class."""
-    text = re.search(r"^\w+\(self: [\w.]+(?:, (.*))?\) -> ", method.__doc__.strip())[1]
-    pairs = [part.split(": ") for part in text.split(", ")]
+def declaration(method, names):
+    """The arguments that the bindings declare, in the overload that has these names: pairs of name and class."""
+    overloads = re.findall(r"^(?:\d+\. )?\w+\(self: [\w.]+, (.*)\) -> ", method.__doc__.strip(), re.MULTILINE)
+    declared = [[part.split(": ") for part in text.split(", ")] for text in overloads]
+    (pairs,) = [pairs for pairs in declared if [name for name, _ in pairs] == names]
     return [(name, KINDS.get(kind.rpartition(".")[2] if kind not in KINDS else kind) or binding(kind))
             for name, kind in pairs]  # fmt: skip
 

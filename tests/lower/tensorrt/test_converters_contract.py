@@ -22,9 +22,9 @@ MINOR = ".".join(torch.__version__.split(".")[:2])
 pytestmark = [
     *stand_in_libraries.SKIPS,
     pytest.mark.skipif(
-        PACKAGE is None or importlib.util.find_spec("dllist") is None,
-        reason=f"torch-tensorrt is not installed: pip install --no-deps 'torch-tensorrt=={MINOR}.*' dllist and the "
-        "tensorrt_cu13_bindings that it names",
+        None in (PACKAGE, *map(importlib.util.find_spec, ("dllist", "psutil"))),
+        reason=f"torch-tensorrt is not installed: pip install --no-deps 'torch-tensorrt=={MINOR}.*' dllist psutil, and "
+        "the tensorrt_cu13_bindings that it names",
     ),
     pytest.mark.skipif(
         PACKAGE is not None and not importlib.metadata.version("torch-tensorrt").startswith(f"{MINOR}."),
@@ -104,9 +104,10 @@ def test_another_weight_than_the_engines_is_an_error(check, name):
     assert result["type"] == "EngineError" and "constant of a TensorRT engine" in result["message"]
 
 
-def test_a_failed_build_is_an_error(check):
-    result = check("failed_build")
-    assert result["type"] == "EngineError" and result["message"].endswith("no kernel fits")
+@pytest.mark.parametrize("name, reason", (("failed_build", "no kernel fits"), ("failed_conversion", "no float64")))
+def test_a_failure_is_an_error_and_never_the_unconverted_graph(check, name, reason):
+    result = check(name)
+    assert result["type"] == "EngineError" and result["message"].endswith(reason)
 
 
 def test_settings(check):

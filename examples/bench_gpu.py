@@ -1,0 +1,69 @@
+"""int8mixed on an NVIDIA GPU: every kernel checked against float64, then timed beside cuBLAS, bitsandbytes, torchao.
+
+python examples/bench_gpu.py                      everything: the paper's Table 5, decoding, Llama-3-8B-shaped blocks
+python examples/bench_gpu.py --widths 4096 12288  fewer widths; --peers 'bare-*' 'float-*' fewer contestants
+python examples/bench_gpu.py --check              the check alone
+python examples/bench_gpu.py --quick              the check at small shapes; on a machine without a GPU, interpreted
+
+Writes gpu.json and charts to --out. Times are device times: medians of CUDA-graph replays, interleaved in one run.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from int8pass.bench import gpu
+from int8pass.errors import Int8PassError
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def main() -> None:
+    options = arguments()
+    console = Console()
+    try:
+        if options.quick and not torch.cuda.is_available():
+            gpu.interpret_kernels()
+            gpu.check(torch.device("cpu"), large=False, console=console)
+            return
+        device = gpu.require_cuda()
+        gpu.check(device, large=not options.quick, console=console)
+        if not (options.quick or options.check):
+            gpu.run(plan(options), device, console)
+    except Int8PassError as error:
+        sys.exit(f"error: {error}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="only check the kernels, at small shapes")
+    parser.add_argument("--check", action="store_true", help="only check the kernels")
+    parser.add_argument("--out", type=Path, default=Path("bench-gpu"), help="folder of the results")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--widths", type=int, nargs="+", default=list(gpu.WIDTHS))
+    parser.add_argument("--rows", type=int, nargs="+", default=None, help="instead of the usual rows of x")
+    parser.add_argument("--no-blocks", action="store_true", help="single Linears alone")
+    parser.add_argument("--peers", nargs="+", default=[], help="globs of contestants' names")
+    return parser.parse_args()
+
+
+def plan(options: argparse.Namespace) -> gpu.Plan:
+    rows = options.rows or [*gpu.PREFILL_ROWS, *gpu.DECODE_ROWS]
+    return gpu.Plan(
+        folder=options.out,
+        widths=tuple(options.widths),
+        prefill_rows=tuple(count for count in rows if count > 16),
+        decode_rows=tuple(count for count in rows if count <= 16),
+        blocks=None if options.no_blocks else gpu.BlockShape(),
+        dtype=DTYPES[options.dtype],
+        rounds=options.rounds,
+        peers=tuple(options.peers),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Every CUDA kernel against float64, on the device or in Triton's interpreter, before anything is timed.
+
+The reference is written out here, in plain operations on the CPU: nothing of it is shared with the kernels.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from int8pass.kernels.cuda import fused
+from int8pass.weights import quantize_weight
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+RULES = ((0.0, False), (6.0, False), (6.0, True))  # threshold, per_token
+SMALL = ((3, 130, 40), (33, 70, 65))  # M, K, N: off every block size
+LARGE = ((1, 70, 33), (1, 4096, 4096), (1, 4095, 1023), (7, 4096, 256), (16, 11008, 4096), (17, 1, 1), (200, 4097, 300),
+         (2048, 4096, 4096))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """name: the op; cases: how many were run; worst: the largest error over its bound; failure: of the first, or ""."""
+
+    name: str
+    cases: int
+    worst: float
+    failure: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What float64 makes of a Linear: codes int8, scale float32, the outlier columns, y and its bound float64[M, N]."""
+
+    codes: Tensor
+    scale: Tensor
+    columns: list[int]
+    y: Tensor
+    bound: Tensor
+
+
+def check_kernels(
+    device: torch.device, large: bool, progress: Callable[[str], None] = lambda message: None
+) -> list[Check]:
+    """Run all ops at `SMALL` shapes, and with `large` at `LARGE` ones too, in every dtype and outlier rule."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for name, ratio, case in _results(device, SMALL + LARGE if large else SMALL, progress):
+        found.setdefault(name, []).append((ratio, case))
+    return [_summary(name, results) for name, results in found.items()]
+
+
+def _summary(name: str, results: list[tuple[float, str]]) -> Check:
+    failures = [case for ratio, case in results if not ratio <= 1.0]
+    worst = max(results, key=lambda result: (result[0] != result[0], result[0]))[0]
+    return Check(name, len(results), worst, failures[0] if failures else "")
+
+
+def _results(
+    device: torch.device, shapes: tuple[tuple[int, int, int], ...], progress: Callable[[str], None]
+) -> Iterator[tuple[str, float, str]]:
+    for shape, dtype, (threshold, per_token) in itertools.product(shapes, DTYPES, RULES):
+        case = f"M, K, N = {shape}, {dtype}, threshold {threshold}, {'token' if per_token else 'column'}"
+        progress(f"checking {case}")
+        x, weight, bias = _inputs(*shape, dtype)
+        x_device, weight_device, bias_device = x.to(device), weight.to(device), bias.to(device)
+        quantized = quantize_weight(weight_device)
+        parts = fused.cuda_quantize(x_device, threshold, per_token)
+        for original in (True, False):
+            expected = _reference(x, weight, bias, threshold, per_token, original)
+            if original:
+                yield "cuda_quantize", _quantize_error(parts, expected), case
+            rest = (
+                quantized.codes, quantized.scale, bias_device, weight_device if original else None, threshold,
+                per_token, dtype,
+            )  # fmt: skip
+            y = fused.cuda_linear(x_device, *parts, *rest)
+            yield "cuda_linear", _error(y, expected), case
+            y = fused.cuda_int8_linear(x_device, *rest)
+            yield "cuda_int8_linear", _error(y, expected), case
+
+
+def _inputs(M: int, K: int, N: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Normal numbers; of x every hundredth column, and at least three, is 20 times as large."""
+    generator = torch.Generator().manual_seed(M + K + N)
+    x, weight, bias = (torch.randn(*size, generator=generator) for size in ((M, K), (N, K), (N,)))
+    x[:, torch.randperm(K, generator=generator)[: max(3, K // 100)]] *= 20.0
+    return x.to(dtype), weight.to(dtype), bias.to(dtype)
+
+
+def _quantize_error(parts: tuple[Tensor, ...], expected: Expected) -> float:
+    """0 where codes, scales and columns are the expected ones bit by bit, else infinity."""
+    codes, scale, columns = (part.cpu() for part in parts)
+    same = torch.equal(codes, expected.codes) and torch.equal(scale, expected.scale)
+    if columns.numel():
+        same &= columns[: len(expected.columns) + 1].tolist() == [len(expected.columns), *expected.columns]
+    return 0.0 if same else float("inf")
+
+
+def _error(y: Tensor, expected: Expected) -> float:
+    return float(((y.cpu().double() - expected.y).abs() / expected.bound).max())
+
+
+def _reference(
+    x: Tensor, weight: Tensor, bias: Tensor, threshold: float, per_token: bool, original: bool
+) -> Expected:  # fmt: skip
+    """LLM.int8() (arXiv 2208.07339, sections 3.1 and 3.2): scales and codes in float32, all after them in float64."""
+    outlier = (x.float().abs() >= threshold) if threshold else torch.zeros(x.shape, dtype=torch.bool)
+    columns = outlier.any(0)
+    if not per_token:
+        outlier = columns.expand_as(outlier)
+    codes, scale = _absmax(x.float().masked_fill(outlier, 0.0))
+    w_codes, w_scale = _absmax(weight.float())
+    outliers = x.double().masked_fill(~outlier, 0.0)[:, columns]
+    source = (weight.double() if original else w_codes.double() * w_scale.double()[:, None])[:, columns]
+    scales = scale.double()[:, None] * w_scale.double()
+    y = codes.double() @ w_codes.double().t() * scales + outliers @ source.t() + bias.double()
+    size = codes.double().abs() @ w_codes.double().abs().t() * scales + outliers.abs() @ source.abs().t()
+    size += bias.double().abs()
+    bound = 2 * torch.finfo(x.dtype).eps * y.abs() + x.shape[1] * torch.finfo(torch.float32).eps * size
+    return Expected(codes, scale, columns.nonzero().flatten().tolist(), y, bound)
+
+
+def _absmax(rows: Tensor) -> tuple[Tensor, Tensor]:
+    scale = rows.abs().amax(1) / 127
+    codes = (rows / scale[:, None]).round().clamp(-127, 127).nan_to_num(0.0)
+    return codes.to(torch.int8), scale

@@ -1,0 +1,78 @@
+// cpu_quantize_static: codes of x by a scale known beforehand, in one pass over it that looks for no largest magnitude.
+#pragma once
+
+#include <tuple>
+#include <vector>
+
+#include "quantize.h"
+
+namespace int8pass {
+
+constexpr uint32_t kInfinityBits = 0x7f800000u;
+
+// Returns the bits of the largest magnitude. Values past the range are clamped, before the division: a quotient that
+// overflows would be a NaN in its steps. A NaN becomes the smallest value, and its row has scale NaN.
+template <typename T>
+inline uint32_t quantize_row_static(const T* x, float scale, uint8_t* codes, int64_t count) {
+  const float reciprocal = 1.0f / scale, limit = kInt8Max * scale;
+  uint32_t most = 0;
+  const auto clamped = [&](float value) INT8PASS_INLINE {
+    most = std::max(most, magnitude_bits(value));
+    const float above = value > -limit ? value : -limit;
+    return above < limit ? above : limit;
+  };
+  if (scale >= kLeastForSteps)
+    quantize_each(x, codes, count, [&](float value) INT8PASS_INLINE {
+      return divide_by_steps(clamped(value), scale, reciprocal);
+    });
+  else
+    quantize_each(x, codes, count, [&](float value) INT8PASS_INLINE { return clamped(value) / scale; });
+  return most;
+}
+
+// The scale is that of the range, but NaN for a row that holds NaN or an infinity outside of the columns
+template <typename T>
+void quantize_rows_static(const T* x, float range_scale, uint8_t* codes, float* scale,
+                          const std::vector<int64_t>& columns, const QuantizePlan& plan) {
+  at::parallel_for(0, plan.rows, plan.grain(), [&](int64_t begin, int64_t end) {
+    std::vector<float> row(plan.width);
+    for (int64_t m = begin; m < end; ++m) {
+      const T* const own = x + m * plan.width;
+      uint8_t* const to = codes + m * plan.padded;
+      uint32_t most = range_scale > 0.0f ? quantize_row_static(own, range_scale, to, plan.width) : max_bits(own, plan.width);
+      if (!(range_scale > 0.0f)) std::memset(to, kZeroPoint, plan.width);
+      std::memset(to + plan.width, kZeroPoint, plan.padded - plan.width);
+      for (const int64_t k : columns) to[k] = kZeroPoint;
+      if (most >= kInfinityBits && !columns.empty()) {
+        for (int64_t k = 0; k < plan.width; ++k) row[k] = static_cast<float>(own[k]);
+        for (const int64_t k : columns) row[k] = 0.0f;
+        most = max_bits(row.data(), plan.width);
+      }
+      scale[m] = most >= kInfinityBits ? std::numeric_limits<float>::quiet_NaN() : range_scale;
+    }
+  });
+}
+
+inline std::tuple<Tensor, Tensor, Tensor> cpu_quantize_static(const Tensor& x, double range_scale, at::IntArrayRef columns) {
+  const Tensor input = x.contiguous();
+  const int64_t width = input.size(-1), rows = width ? input.numel() / width : 0;
+  const int64_t padded = (width + 3) / 4 * 4;
+  auto shape = input.sizes().vec();
+  shape.back() = padded;
+  Tensor codes = at::empty(shape, input.options().dtype(at::kByte));
+  shape.pop_back();
+  Tensor scale = at::empty(shape, input.options().dtype(at::kFloat));
+  Tensor outliers = at::zeros({width}, input.options().dtype(at::kBool));
+  for (const int64_t k : columns) {
+    TORCH_CHECK(0 <= k && k < width, "cpu_quantize_static: column ", k, " of ", width);
+    outliers.data_ptr<bool>()[k] = true;
+  }
+  const QuantizePlan plan{rows, width, padded, 0.0f};
+  read_as_type(input, [&](const auto* data) {
+    quantize_rows_static(data, static_cast<float>(range_scale), codes.data_ptr<uint8_t>(), scale.data_ptr<float>(),
+                         columns.vec(), plan);
+  });
+  return {codes, scale, outliers};
+}
+
+}  // namespace int8pass

@@ -1,0 +1,147 @@
+"""The GPU benchmark without a GPU: the check of the kernels, and everything that measures, on the CPU in its place."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from int8pass.bench import gpu, gpu_check, gpu_targets
+from int8pass.bench.gpu_cases import WIDTHS, Blocks, BlockShape, LinearShape, block_inputs
+from int8pass.bench.gpu_charts import PAPER
+from int8pass.bench.gpu_limits import Limits
+from int8pass.bench.results import Case, Measurement, Run
+from int8pass.errors import UnsupportedDeviceError
+
+ROOT = Path(__file__).parent.parent.parent
+CPU = torch.device("cpu")
+
+
+def example(*arguments):
+    command = [sys.executable, "examples/bench_gpu.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_what_is_missing():
+    done = example()
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: this benchmark needs an NVIDIA GPU") and "--quick" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_quick_checks_every_kernel():
+    done = example("--quick")
+    assert done.returncode == 0, done.stderr
+    for op in ("cuda_quantize", "cuda_linear", "cuda_int8_linear"):
+        assert next(line for line in done.stdout.splitlines() if f" {op} " in line).rstrip().endswith("right")
+
+
+def test_a_wrong_kernel_is_an_error(monkeypatch):
+    bad = [gpu_check.Check("cuda_linear", 3, 1.5, "M, K, N = (1, 2, 3)"), gpu_check.Check("cuda_quantize", 3, 0.0, "")]
+    monkeypatch.setattr(gpu, "check_kernels", lambda device, large, progress: bad)
+    with pytest.raises(gpu.KernelCheckError, match=r"^cuda_linear is wrong at M, K, N = \(1, 2, 3\)$"):
+        gpu.check(CPU, large=False, console=Console(quiet=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_is_required():
+    with pytest.raises(UnsupportedDeviceError, match="CUDA build"):
+        gpu.require_cuda()
+
+
+def test_the_checks_reference_is_the_tests_reference():
+    """Two references, written apart, agree."""
+    from tests import reference
+
+    for dtype, (threshold, per_token) in zip(gpu_check.DTYPES, gpu_check.RULES, strict=True):
+        x, weight, bias = gpu_check._inputs(9, 40, 12, dtype)
+        for original in (True, False):
+            found = gpu_check._reference(x, weight, bias, threshold, per_token, original)
+            y, _ = reference.linear(
+                x.float().numpy(), weight.float().numpy(), bias.float().numpy(), threshold=threshold,
+                outliers="token" if per_token else "column", outlier_weights="original" if original else "dequantized",
+            )  # fmt: skip
+            torch.testing.assert_close(found.y, torch.from_numpy(y), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.inductor
+def test_everything_is_measured_and_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    plan = gpu.Plan(
+        tmp_path, widths=(64,), prefill_rows=(20,), decode_rows=(1,), blocks=BlockShape(64, 96, 4, 2, 1),
+        dtype=torch.bfloat16, rounds=2, peers=("bare-*", "int8mixed-64"), limits_side=64,
+    )  # fmt: skip
+    found = gpu.run(plan, CPU, Console(quiet=True))
+    assert [case.name for case in found.cases] == [
+        "64x256 M=20", "64x256 M=1", "1 blocks, prefill 1x20", "1 blocks, decode 1x1",
+    ]  # fmt: skip
+    linear = found.cases[0]
+    for name in ("int8mixed", "int8mixed-64", "bare-int_mm", "float-eager"):
+        assert linear.median(name) > 0 and not linear[name].failure
+        assert linear.facts["rates"][name]["TOP/s"] == pytest.approx(2 * 20 * 64 * 256 / linear.median(name) / 1e12)
+    assert 0 < linear["int8mixed"].error < 0.02 and math.isnan(linear["bare-int_mm"].error)
+    assert 0 < found.cases[3]["int8mixed"].error < 0.05
+    assert Run.from_json((tmp_path / "gpu.json").read_text()).cases[0].name == linear.name
+    assert json.loads((tmp_path / "gpu.json").read_text())["machine"]["limits"]["bandwidth"] > 0
+    for chart in ("gpu-linears.png", "gpu-blocks.png"):
+        assert (tmp_path / chart).read_bytes().startswith(b"\x89PNG")
+
+
+def test_shares_are_of_the_nearer_limit():
+    limits = Limits(int8_ops=1e12, float_ops=5e11, bandwidth=1e9)
+    assert limits.share(ops=5e11, bytes_moved=1e8, seconds=1.0, int8=True) == 0.5
+    assert limits.share(ops=5e11, bytes_moved=1e8, seconds=1.0, int8=False) == 1.0
+    assert limits.share(ops=1e9, bytes_moved=8e8, seconds=1.0, int8=True) == 0.8
+
+
+def test_linears_read_their_weights_from_memory():
+    shape = LinearShape(1, 4096, 4096)
+    assert shape.copies(50 * 2**20) == 7 and shape.copies(0) == 1
+    assert shape.ops == 2 * 4096**2
+    assert shape.bytes_moved(1, 2) == 4096**2 + 2 * 2 * 4096
+    x = shape.input(8, CPU, torch.float16)
+    assert (x.abs() >= 6).sum() == 8 and len(PAPER) == len(WIDTHS)
+
+
+def test_blocks_have_the_weights_that_they_say():
+    shape = BlockShape(64, 96, 4, 2, blocks=3)
+    model = Blocks(shape, CPU, torch.float32)
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert sum(linear.weight.numel() for linear in linears) == shape.weights
+    assert BlockShape(blocks=32).weights == 6_979_321_856  # Llama-3-8B less embedding, head and norms
+
+
+def test_a_block_decodes_as_it_prefills():
+    shape = BlockShape(64, 96, 4, 2, blocks=1)
+    model = Blocks(shape, CPU, torch.float32)
+    x, _ = block_inputs(shape, 1, 5, 0, CPU, torch.float32)
+    block = model.blocks[0]
+    normed = block.norms[0](x)
+    past = torch.stack([block._heads(linear(normed), 2)[:, :, :4] for linear in (block.key, block.value)])
+    torch.testing.assert_close(model(x[:, 4:], past), model(x, None)[:, 4:], rtol=1e-4, atol=1e-4)
+
+
+def test_targets():
+    def case(rows, width, int8, floating, branchless, share):
+        found = tuple(
+            Measurement(name, (seconds,))
+            for name, seconds in (("int8mixed", int8), ("float-eager", floating), ("int8mixed-t0", branchless))
+        )
+        facts = {"M": rows, "K": width, "rates": {"int8mixed": {"share": share}}}
+        return Case(f"{width} {rows}", facts, found)
+
+    cases = [case(2048, 4096, 1.0, 1.6, 0.9, 0.5), case(2048, 1024, 1.0, 1.1, 0.5, 0.5), case(1, 768, 1.0, 1.5, 1, 0.8)]
+    passed = {verdict.target: verdict.passed for verdict in gpu_targets.judge(cases)}
+    assert passed["1.0x 16-bit cuBLAS, Table 5, width >= 1024"] and passed["1.5x 16-bit cuBLAS, Table 5, width >= 4096"]
+    assert passed["1.7x 16-bit cuBLAS, Table 5, width 12288"] is None
+    assert passed["1.6x 16-bit cuBLAS, M <= 16"] is False
+    assert passed["0.75 of measured memory bandwidth, M <= 16"] is True
+    assert passed["branch <= 5%, 8 columns, K = 4096"] is False

@@ -1,0 +1,142 @@
+"""A driver for Triton that stands for a GPU: kernels are compiled for it to machine code, and launches do nothing.
+
+Run as a program it compiles every CUDA kernel for one compute capability and prints a JSON list of what came out:
+
+    python -m tests.kernels.fake_gpu 90 [--all]
+
+--all: every tile size that tuning tries, in place of one a kernel.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+# Bytes of shared memory that one program may have (CUDA programming guide, technical specifications)
+SHARED_MEMORY = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+_TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+class _Device:
+    """What Triton asks of a device: its limits, and to load machine code."""
+
+    def __init__(self, capability: int, loaded: list[dict]) -> None:
+        self._shared, self._loaded = SHARED_MEMORY[capability], loaded
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": self._shared, "multiprocessor_count": 132, "max_num_regs": 65536, "warpSize": 32}
+
+    def load_binary(self, name, binary, shared, device, *rest):
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(binary)
+            file.flush()
+            text = subprocess.run([_TOOL, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
+        self._loaded.append({"kernel": name, "registers": registers, "stack": stack, "shared": shared})
+        return 1, 1, registers, 0, 1024
+
+
+class _Launcher:
+    def __init__(self, source, metadata):
+        pass
+
+    def __call__(self, *arguments, **keywords):
+        pass
+
+
+class FakeGpu:
+    """Implements what triton.runtime calls of triton.backends.driver.DriverBase."""
+
+    launcher_cls = _Launcher
+
+    def __init__(self, capability: int) -> None:
+        self.loaded: list[dict] = []
+        self._capability = capability
+        self.utils = _Device(capability, self.loaded)
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self._capability, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=0):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+    def get_benchmarker(self):
+        def time(call, quantiles, **rest):
+            call()
+            return [1.0] * len(quantiles)
+
+        return time
+
+
+def main() -> None:
+    capability, every = int(sys.argv[1]), "--all" in sys.argv
+    os.environ.pop("TRITON_INTERPRET", None)
+    gpu = FakeGpu(capability)
+    driver.set_active(gpu)
+
+    from int8pass.kernels.cuda import tuning
+
+    if not every:
+        chosen = tuning.autotune
+        tuning.autotune = lambda configs, key, prune=None: chosen([configs[_typical(configs)]], key)
+
+    from int8pass.kernels.cuda import few_rows, fused, gemm, quantize
+
+    gemm.has_bfloat16_product = gemm.has_int8_product = few_rows.has_int8_product = lambda device: capability >= 80
+    for rows, features, outputs, dtype, kind, original in CASES:
+        x, weight = torch.zeros(rows, features, dtype=dtype), torch.zeros(outputs, features, dtype=dtype)
+        codes, scale = torch.zeros(outputs, features, dtype=torch.int8), torch.ones(outputs)
+        kept, outliers = weight if original else None, getattr(fused, kind)
+        bias = weight[:, 0].contiguous() if outliers else None
+        if rows <= fused.FEW_ROWS:
+            for parts in (1, 2):
+                few_rows.few_rows_linear(x, codes, scale, bias, kept, None, outliers, 6.0, dtype, parts)
+        else:
+            parts = quantize.quantize(x, outliers, 6.0)
+            gemm.int8_gemm(*parts[:2], codes, scale, bias, x, kept, parts[2], outliers, 6.0, dtype)
+    kernels = (quantize._quantize_rows, gemm._int8_gemm.fn.fn, few_rows._few_rows.fn)
+    assembly = {kernel.__name__: _assembly(kernel) for kernel in kernels}
+    print(json.dumps({"loaded": gpu.loaded, "assembly": assembly}))
+
+
+def _typical(configs) -> int:
+    """64x128 tiles of many rows, 32 outputs of few."""
+    sizes = [(config.kwargs.get("BLOCK_M"), config.kwargs["BLOCK_N"]) for config in configs]
+    return sizes.index((64, 128)) if (64, 128) in sizes else sizes.index((None, 32))
+
+
+def _assembly(kernel) -> list[str]:
+    """The instructions of all variants of a kernel, each once."""
+    compiled = [each for caches in kernel.device_caches.values() for each in caches[0].values()]
+    lines = "\n".join(each.asm["ptx"] for each in compiled).splitlines()
+    return sorted({line.split()[0].rstrip(";") for line in lines if re.match(r"\s+[a-z]+\.", line)})
+
+
+# rows, features, outputs, dtype, which outliers, original weights; a size of 1 is a constant to Triton
+CASES = (
+    (1, 4096, 4096, torch.float16, "COLUMN", True),
+    (16, 4096, 4096, torch.bfloat16, "TOKEN", False),
+    (3, 1, 1, torch.float32, "COLUMN", True),
+    (2048, 4096, 4096, torch.float16, "COLUMN", True),
+    (2048, 4096, 4096, torch.bfloat16, "TOKEN", False),
+    (100, 4097, 300, torch.float32, "COLUMN", True),
+    (17, 1, 1, torch.float16, "TOKEN", True),
+    (2048, 4096, 4096, torch.float16, "NONE", True),
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The CUDA kernels compile to machine code for GPUs that are not there, to the instructions that they are about."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+def compiled(capability, *arguments):
+    command = [sys.executable, "-m", "tests.kernels.fake_gpu", str(capability), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "capability, product",
+    [(90, "wgmma.mma_async"), pytest.param(80, "mma.sync.aligned.m16n8k32", marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_instructions(capability, product):
+    found = compiled(capability)
+    quantize, many, few = (found["assembly"][name] for name in ("_quantize_rows", "_int8_gemm", "_few_rows"))
+    for instructions in (quantize, few):
+        assert "div.rn.f32" in instructions and not any(name.startswith("div.full") for name in instructions)
+    assert any(name.startswith(product) and "s32.s8.s8" in name for name in many)
+    assert any(name.startswith("mma.sync") and "s32.s8.s8" in name for name in few)
+    for instructions in (quantize, many, few):
+        assert not any(".tf32" in name or ".ftz" in name for name in instructions)
+    # a few bytes are for the slow path of division; more would be registers that were spilled to memory
+    assert not [kernel for kernel in found["loaded"] if kernel["stack"] > 32]
+
+
+@pytest.mark.slow
+def test_turing():
+    """Triton has no int8 product for it: float16 products, exact in their float32 sums, without tensor cores."""
+    found = compiled(75)
+    assert {"_int8_gemm", "_few_rows", "_quantize_rows"} <= {kernel["kernel"] for kernel in found["loaded"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
+def test_every_tile_size_compiles(capability):
+    assert compiled(capability, "--all")["loaded"]

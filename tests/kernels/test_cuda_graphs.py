@@ -1,0 +1,57 @@
+"""On a GPU: models compiled with CUDA graphs, outliers and all, without waiting for the device."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+OPTIONS = [{}, {"threshold": 0.0}, {"outliers": "token"}, {"outlier_weights": "dequantized"}]
+
+
+class Model(nn.Module):
+    """Two Linears with one input, and one behind them."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.gate, self.up = (nn.Linear(256, 520, device="cuda", dtype=dtype) for _ in range(2))
+        self.down = nn.Linear(520, 256, device="cuda", dtype=dtype)
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+@pytest.fixture
+def no_waiting():
+    """Turns a wait for the device into an error, once it is called."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def inputs(rows, dtype, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(rows, 256, device="cuda")
+    x[:, seed :: 40 + seed] *= 20.0
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 100])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_captured_without_waiting(fresh_compiler, no_waiting, options, dtype, rows):
+    """Replays follow x: other outlier columns, and another number of them, at each call."""
+    model = Model(dtype).eval().requires_grad_(False)
+    compiled = torch.compile(model, backend="int8mixed", options={"mode": "reduce-overhead", **options})
+    one_by_one = torch.compile(model, backend="int8mixed", options={"lowering": "eager", **options})
+    batches = [inputs(rows, dtype, seed) for seed in range(1, 7)]
+    with torch.no_grad():
+        expected = [one_by_one(x) for x in batches]
+        for x in batches[:3]:  # compiles, warms up, captures
+            compiled(x)
+        no_waiting()
+        results = [compiled(x).clone() for x in batches]
+    torch.cuda.set_sync_debug_mode("default")
+    tolerance = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}[dtype]
+    for y, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(y, reference, rtol=tolerance, atol=tolerance)
