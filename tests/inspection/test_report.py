@@ -123,7 +123,7 @@ def test_text_shortens_long_lists_of_columns():
 
 def test_json_holds_every_field():
     rows = (REWRITTEN, SKIPPED, NAMELESS)
-    document = json.loads(report(*rows, threshold=2.5, outliers="token", graphs=3).to_json())
+    document = json.loads(report(*rows, scheme="zeropoint", threshold=2.5, outliers="token", graphs=3).to_json())
     options = {"scheme", "threshold", "outliers", "profile", "file"}
     assert document.keys() == options | {"schema", "graphs", "totals", "rows"}
     assert document["schema"] == SCHEMA_VERSION == 4
