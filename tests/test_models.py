@@ -176,8 +176,13 @@ def test_program_that_cannot_be_read_is_refused(tmp_path):
 # --- anything else
 
 
-@pytest.mark.parametrize("spec", ("bert-base-uncased", "no/such/folder", "model.onnx", "a:b:c", "module:", ":make"))
+@pytest.mark.parametrize("spec", ("bert-base-uncased", "no/such/folder", "a:b:c", "module:", ":make"))
 def test_anything_else_is_refused_with_the_three_forms(spec):
     with pytest.raises(ModelError) as refusal:
         load_model(spec)
     assert all(form in str(refusal.value) for form in ("MODULE:FACTORY", "FOLDER", "FILE.pt2"))
+
+
+def test_an_onnx_file_is_refused_with_what_reads_it():
+    with pytest.raises(ModelError, match=r"'model\.onnx' is an ONNX file: report, dump and diff read those"):
+        load_model("model.onnx")

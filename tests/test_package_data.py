@@ -14,9 +14,9 @@ PACKAGE = ROOT / "int8pass"
 
 
 def package_files():
-    """Every file of the package but Python's caches and the documentation of its folders."""
+    """Every file of the package but Python's caches and the documentation of its folders, pictures included."""
     files = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {path for path in files if path.name != "README.md"}
+    return {path for path in files if path.name != "README.md" and path.suffix != ".png"}
 
 
 def named_files():

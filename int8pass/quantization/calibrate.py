@@ -38,7 +38,7 @@ def calibrate(
     observer: how far the range goes: "absmax", to the largest |x|; "percentile", to the magnitude that `percentile`
     percent of the values stay within; "mse" or "entropy", as far as costs the least squared error or information.
     rounding: "nearest", or "gptq", int8 weights whose rounding errors make up for each other on these inputs: the
-    profile holds them, and they cost nothing at run time.
+    profile holds them.
     migration: let features of the inputs give some of their scale to the weights, where int8 gains by it.
     All but "absmax", "nearest" and False run more than once over the batches, so these cannot be a generator.
     progress: a bar on standard error. The model computes in float and is not changed.

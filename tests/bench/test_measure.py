@@ -32,7 +32,10 @@ def test_a_peer_that_fails_is_a_row_with_its_reason():
 
 
 def test_times_are_those_of_a_unit(monkeypatch):
-    monkeypatch.setattr(module, "interleave", lambda calls, rounds, progress: {name: [8.0, None] for name in calls})
+    def interleave(calls, rounds, clock, progress):
+        return {name: [8.0, None] for name in calls}
+
+    monkeypatch.setattr(module, "interleave", interleave)
     (good,) = measure([Peer("good")], prepare, rounds=2)
     assert good.seconds == (2.0, None) and good.warm == (2.0, None)
 
