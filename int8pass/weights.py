@@ -1,6 +1,7 @@
 """`QuantizedWeight`: an int8 weight in the layouts that graphs read, and how it is made."""
 
 import threading
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -161,9 +162,25 @@ def _by_group(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, Tensor]
 
 def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, Tensor]:
     """int8[R, C] and float32[R] of rows [R, C] that have a scale each."""
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
+    for part in _scaled_parts(weight, form, scale):
+        codes[part] = absmax_codes(weight[part], scale[part])
+    return codes, scale
+
+
+def weight_scale(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> Tensor:
+    """The scale, float32[N], that `quantize_weight` finds; it raises what that does, and holds no codes."""
+    scale = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
+    for _ in _scaled_parts(weight, form, scale):
+        pass
+    _require_usable(scale, weight.shape[1])
+    return scale
+
+
+def _scaled_parts(weight: Tensor, form: WeightQuantization, scale: Tensor) -> Iterator[slice]:
+    """Fill in the scales of a few rows at a time, and name those rows while they are in cache."""
     rows, columns = weight.shape
-    codes = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
-    scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
     if form.granularity == "per_tensor":
         scale[:] = form.scale(weight.reshape(1, -1))
     at_once = _ELEMENTS_AT_ONCE_ON_CUDA if weight.is_cuda else _ELEMENTS_AT_ONCE
@@ -172,21 +189,7 @@ def _codes_and_scale(weight: Tensor, form: WeightQuantization) -> tuple[Tensor, 
         part = slice(start, start + step)
         if form.granularity != "per_tensor":
             scale[part] = form.scale(weight[part])
-        codes[part] = absmax_codes(weight[part], scale[part])
-    return codes, scale
-
-
-def weight_scale(weight: Tensor, form: WeightQuantization = PER_CHANNEL) -> Tensor:
-    """The scale, float32[N], that `quantize_weight` finds; it raises what that does, and holds no codes."""
-    rows, columns = weight.shape
-    scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
-    if form.granularity == "per_tensor":
-        scale[:] = form.scale(weight.reshape(1, -1))
-    step = max(1, _ELEMENTS_AT_ONCE // max(1, columns))
-    for start in range(0, rows if form.granularity == "per_channel" else 0, step):
-        scale[start : start + step] = form.scale(weight[start : start + step])
-    _require_usable(scale, columns)
-    return scale
+        yield part
 
 
 def _require_usable(scale: Tensor, columns: int) -> None:

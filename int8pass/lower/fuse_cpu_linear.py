@@ -18,15 +18,12 @@ or, where %x has several readers:
     %cpu_linear : f32[4, 32] = int8pass.cpu_linear(%x, %getitem, %getitem_1, %getitem_2, %w_packed, %w_offset, ...)
 """
 
-import operator
-from collections import Counter
-
 from torch import fx
 
 from int8pass import ops
 from int8pass.graph import insert, replace, value_of
 from int8pass.kernels.cpu import fused
-from int8pass.lower.rewritten_linear import RewrittenLinear, match_rewritten_linear
+from int8pass.lower.rewritten_linear import RewrittenLinear, match_rewritten_linear, quantize_shared_inputs
 from int8pass.program import Program
 
 
@@ -35,11 +32,7 @@ def fuse_cpu_linear(program: Program) -> int:
     found = [match for node in list(program.graph.nodes) if (match := _match(program, node)) is not None]
     if not found or not fused.is_available():
         return 0
-    readers = Counter(match.quantize for match in found)
-    shared: dict[fx.Node, tuple[fx.Node, ...]] = {}
-    for match in found:
-        if readers[match.quantize] > 1 and match.quantize not in shared:
-            shared[match.quantize] = _quantize(match)
+    shared = quantize_shared_inputs(found, _quantize)
     for match in found:
         replace(match.dequantize, _linear(program, match, shared.get(match.quantize, ())))
         if not match.codes.users:
@@ -56,12 +49,10 @@ def _match(program: Program, node: fx.Node) -> RewrittenLinear | None:
     return match if reads_codes_alone and takes_weight else None
 
 
-def _quantize(match: RewrittenLinear) -> tuple[fx.Node, ...]:
-    if match.static_scale is None:
-        result = insert(match.quantize, fused.cpu_quantize, match.x, *match.outlier_rule, *match.known_columns)
-    else:
-        result = insert(match.quantize, fused.cpu_quantize_static, match.x, *_static_rule(match))
-    return tuple(insert(match.quantize, operator.getitem, result, index) for index in range(3))
+def _quantize(match: RewrittenLinear) -> fx.Node:
+    if match.static_scale is not None:
+        return insert(match.quantize, fused.cpu_quantize_static, match.x, *_static_rule(match))
+    return insert(match.quantize, fused.cpu_quantize, match.x, *match.outlier_rule, *match.known_columns)
 
 
 def _linear(program: Program, match: RewrittenLinear, quantized: tuple[fx.Node, ...]) -> fx.Node:

@@ -19,15 +19,13 @@ A profile's columns follow as a last argument.
 """
 
 import math
-import operator
-from collections import Counter
 
 import torch
 from torch import fx
 
 from int8pass.graph import insert, replace, value_of
 from int8pass.kernels.cuda import fused
-from int8pass.lower.rewritten_linear import RewrittenLinear, match_rewritten_linear
+from int8pass.lower.rewritten_linear import RewrittenLinear, match_rewritten_linear, quantize_shared_inputs
 from int8pass.program import Program
 
 
@@ -36,11 +34,7 @@ def fuse_cuda_linear(program: Program) -> int:
     found = [match for node in list(program.graph.nodes) if (match := _match(node)) is not None]
     for match in found:
         _prepare(match)
-    readers = Counter(match.quantize for match in found if not _has_few_rows(match.x))
-    shared: dict[fx.Node, tuple[fx.Node, ...]] = {}
-    for match in found:
-        if readers[match.quantize] > 1 and match.quantize not in shared:
-            shared[match.quantize] = _quantize(match)
+    shared = quantize_shared_inputs([match for match in found if not _has_few_rows(match.x)], _quantize)
     for match in found:
         replace(match.dequantize, _linear(match, shared.get(match.quantize, ())))
     return len(found)
@@ -66,9 +60,8 @@ def _has_few_rows(x: fx.Node) -> bool:
     return isinstance(rows, int) and rows <= fused.FEW_ROWS
 
 
-def _quantize(match: RewrittenLinear) -> tuple[fx.Node, ...]:
-    result = insert(match.quantize, fused.cuda_quantize, match.x, *match.outlier_rule, *match.known_columns)
-    return tuple(insert(match.quantize, operator.getitem, result, index) for index in range(3))
+def _quantize(match: RewrittenLinear) -> fx.Node:
+    return insert(match.quantize, fused.cuda_quantize, match.x, *match.outlier_rule, *match.known_columns)
 
 
 def _linear(match: RewrittenLinear, quantized: tuple[fx.Node, ...]) -> fx.Node:

@@ -1,11 +1,14 @@
 """A rewritten Linear as the fusing lowerings find it: the ops of `passes/linear_to_int8_mixed.py`, default form."""
 
+import operator
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from int8pass import ops
-from int8pass.graph import value_of
+from int8pass.graph import insert, value_of
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,20 @@ def match_rewritten_linear(node: fx.Node, device_type: str, static: bool = False
         return None
     weight = outlier.args[2] if outlier is not None and outlier.args[2] is not codes else None
     return RewrittenLinear(node, quantize, codes, quantize.args[-1], weight)
+
+
+def quantize_shared_inputs(
+    matches: Sequence[RewrittenLinear], quantize: Callable[[RewrittenLinear], fx.Node]
+) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """Quantize an x that several Linears read once for all of them, through the op that `quantize` inserts.
+
+    Returns its three results, by the node that stood for the codes of that x.
+    """
+    readers = Counter(match.quantize for match in matches)
+    shared: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    for match in matches:
+        if readers[match.quantize] > 1 and match.quantize not in shared:
+            result = quantize(match)
+            parts = (insert(match.quantize, operator.getitem, result, index) for index in range(3))
+            shared[match.quantize] = tuple(parts)
+    return shared

@@ -106,13 +106,20 @@ inline void finish_quantize(const T* row, uint32_t most, uint8_t* codes, float* 
   std::memset(codes + plan.width, kZeroPoint, plan.padded - plan.width);
 }
 
+// The row with some columns left out; returns the bits of the largest magnitude that is left
+template <typename T>
+inline uint32_t copy_without_columns(const T* x, float* row, const std::vector<int64_t>& columns, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) row[k] = static_cast<float>(x[k]);
+  for (const int64_t k : columns) row[k] = 0.0f;
+  return max_bits(row, count);
+}
+
 // A row with some columns left out. row: room for its features in float
 template <typename T>
 inline void quantize_without(const T* x, float* row, const std::vector<int64_t>& columns, uint8_t* codes, float* scale,
                              const QuantizePlan& plan) {
-  for (int64_t k = 0; k < plan.width; ++k) row[k] = static_cast<float>(x[k]);
-  for (const int64_t k : columns) row[k] = 0.0f;
-  finish_quantize(row, max_bits(row, plan.width), codes, scale, plan);
+  const uint32_t most = copy_without_columns(x, row, columns, plan.width);
+  finish_quantize(row, most, codes, scale, plan);
 }
 
 // Each row with its own outliers left out
@@ -177,36 +184,46 @@ void quantize_rows_without(const T* x, uint8_t* codes, float* scale, const std::
   });
 }
 
+// What x [..., K] becomes: codes uint8[..., K padded], scale float32[...], outlier columns bool[K]
+struct Quantized {
+  explicit Quantized(const Tensor& x) : width(x.size(-1)), rows(width ? x.numel() / width : 0) {
+    auto shape = x.sizes().vec();
+    shape.back() = padded = ceil_div(width, kGroupK) * kGroupK;
+    codes = at::empty(shape, x.options().dtype(at::kByte));
+    shape.pop_back();
+    scale = at::empty(shape, x.options().dtype(at::kFloat));
+    outliers = at::zeros({width}, x.options().dtype(at::kBool));
+  }
+
+  uint8_t* marks() { return reinterpret_cast<uint8_t*>(outliers.data_ptr<bool>()); }
+
+  void mark(at::IntArrayRef columns) {
+    for (const int64_t k : columns) {
+      TORCH_CHECK(0 <= k && k < width, "int8pass: outlier column ", k, " of ", width);
+      marks()[k] = 1;
+    }
+  }
+
+  int64_t width, rows, padded;
+  Tensor codes, scale, outliers;
+};
+
 // known: outlier columns given beforehand, in place of those that x has
 inline std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double threshold, bool per_token,
                                                        at::OptionalIntArrayRef known) {
   const Tensor input = x.contiguous();
-  const int64_t width = input.size(-1), rows = width ? input.numel() / width : 0;
-  const int64_t padded = (width + 3) / 4 * 4;
-  auto shape = input.sizes().vec();
-  shape.back() = padded;
-  Tensor codes = at::empty(shape, input.options().dtype(at::kByte));
-  shape.pop_back();
-  Tensor scale = at::empty(shape, input.options().dtype(at::kFloat));
-  Tensor outliers = at::zeros({width}, input.options().dtype(at::kBool));
-  const QuantizePlan plan{rows, width, padded, static_cast<float>(threshold)};
+  Quantized out(input);
+  if (known) out.mark(*known);
+  const QuantizePlan plan{out.rows, out.width, out.padded, static_cast<float>(threshold)};
   read_as_type(input, [&](const auto* data) {
-    auto* const marks = reinterpret_cast<uint8_t*>(outliers.data_ptr<bool>());
-    auto* const to = codes.data_ptr<uint8_t>();
-    auto* const scales = scale.data_ptr<float>();
-    if (known) {
-      for (const int64_t k : *known) {
-        TORCH_CHECK(0 <= k && k < width, "cpu_quantize: column ", k, " of ", width);
-        marks[k] = 1;
-      }
-      quantize_rows_without(data, to, scales, known->vec(), plan);
-      return;
-    }
-    quantize_rows(data, to, scales, marks, plan);
-    const std::vector<int64_t> columns = per_token ? std::vector<int64_t>() : marked(marks, width);
-    if (!columns.empty()) leave_out_columns(data, to, scales, columns, plan);
+    auto* const codes = out.codes.data_ptr<uint8_t>();
+    auto* const scale = out.scale.data_ptr<float>();
+    if (known) return quantize_rows_without(data, codes, scale, known->vec(), plan);
+    quantize_rows(data, codes, scale, out.marks(), plan);
+    const std::vector<int64_t> columns = per_token ? std::vector<int64_t>() : marked(out.marks(), out.width);
+    if (!columns.empty()) leave_out_columns(data, codes, scale, columns, plan);
   });
-  return {codes, scale, outliers};
+  return {out.codes, out.scale, out.outliers};
 }
 
 }  // namespace int8pass

@@ -43,11 +43,7 @@ void quantize_rows_static(const T* x, float range_scale, uint8_t* codes, float* 
       if (!(range_scale > 0.0f)) std::memset(to, kZeroPoint, plan.width);
       std::memset(to + plan.width, kZeroPoint, plan.padded - plan.width);
       for (const int64_t k : columns) to[k] = kZeroPoint;
-      if (most >= kInfinityBits && !columns.empty()) {
-        for (int64_t k = 0; k < plan.width; ++k) row[k] = static_cast<float>(own[k]);
-        for (const int64_t k : columns) row[k] = 0.0f;
-        most = max_bits(row.data(), plan.width);
-      }
+      if (most >= kInfinityBits && !columns.empty()) most = copy_without_columns(own, row.data(), columns, plan.width);
       scale[m] = most >= kInfinityBits ? std::numeric_limits<float>::quiet_NaN() : range_scale;
     }
   });
@@ -55,24 +51,14 @@ void quantize_rows_static(const T* x, float range_scale, uint8_t* codes, float* 
 
 inline std::tuple<Tensor, Tensor, Tensor> cpu_quantize_static(const Tensor& x, double range_scale, at::IntArrayRef columns) {
   const Tensor input = x.contiguous();
-  const int64_t width = input.size(-1), rows = width ? input.numel() / width : 0;
-  const int64_t padded = (width + 3) / 4 * 4;
-  auto shape = input.sizes().vec();
-  shape.back() = padded;
-  Tensor codes = at::empty(shape, input.options().dtype(at::kByte));
-  shape.pop_back();
-  Tensor scale = at::empty(shape, input.options().dtype(at::kFloat));
-  Tensor outliers = at::zeros({width}, input.options().dtype(at::kBool));
-  for (const int64_t k : columns) {
-    TORCH_CHECK(0 <= k && k < width, "cpu_quantize_static: column ", k, " of ", width);
-    outliers.data_ptr<bool>()[k] = true;
-  }
-  const QuantizePlan plan{rows, width, padded, 0.0f};
+  Quantized out(input);
+  out.mark(columns);
+  const QuantizePlan plan{out.rows, out.width, out.padded, 0.0f};
   read_as_type(input, [&](const auto* data) {
-    quantize_rows_static(data, static_cast<float>(range_scale), codes.data_ptr<uint8_t>(), scale.data_ptr<float>(),
-                         columns.vec(), plan);
+    quantize_rows_static(data, static_cast<float>(range_scale), out.codes.data_ptr<uint8_t>(),
+                         out.scale.data_ptr<float>(), columns.vec(), plan);
   });
-  return {codes, scale, outliers};
+  return {out.codes, out.scale, out.outliers};
 }
 
 }  // namespace int8pass
