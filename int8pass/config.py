@@ -45,10 +45,11 @@ class Int8MixedConfig:
     break_even: "off", or "measured" to leave alone what int8 would make slower: each Linear is timed once, as it is
         lowered, at the rows of the call that is compiled for; times are kept in the user's cache folder.
     lowering: "inductor"; "eager" to run the ops as they are; "tensorrt" for engines through torch-tensorrt (not yet run
-        on a GPU), for which outlier columns come from a profile, or threshold is 0.0.
+        on a GPU), with a plugin where outliers are found in each call.
     mode: Inductor's mode, since torch.compile takes either mode or options.
     inductor: options passed on to Inductor.
-    tensorrt: settings passed on to torch-tensorrt.
+    tensorrt: settings passed on to torch-tensorrt, and `linear_form`: "auto", "native" for TensorRT's own layers, which
+        find no outlier columns in a call, or "plugin" for int8pass's kernels.
     dump_dir: a folder for the text of the graph after every stage; unset, the environment variable INT8PASS_DUMP.
     """
 
@@ -126,11 +127,6 @@ class Int8MixedConfig:
             raise ConfigError(
                 f"lowering='tensorrt' takes schemes {names} with activations='dynamic': one symmetric scale for each "
                 "row of activations, found in each call"
-            )
-        if self.threshold and self.profile is None:
-            raise ConfigError(
-                "lowering='tensorrt' cannot find outlier columns in each call yet: pass a profile, made with "
-                "int8pass.calibrate, or threshold 0.0 for no outlier branch"
             )
         if self.break_even == "measured":
             raise ConfigError("break_even='measured' times Inductor's Linears, not TensorRT's: leave it 'off'")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from int8pass import ops
-from int8pass.graph import insert, value_of
+from int8pass.graph import insert, node_argument, value_of
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class RewrittenLinear:
         """threshold and per_token; 0.0 where a kernel is to look for no outliers."""
         if self.mask is None or self.mask.target is not ops.outlier_mask:
             return 0.0, False
-        _, threshold, outliers = self.mask.args
-        return threshold, outliers == "token"
+        return self.mask.args[1], node_argument(self.mask, 2, "outliers", "column") == "token"
 
     @property
     def known_columns(self) -> tuple[tuple[int, ...], ...]:

@@ -1,4 +1,4 @@
-"""TensorRT through torch-tensorrt: int8 Linears as explicit quantization, every weight a constant of the engine.
+"""TensorRT through torch-tensorrt: int8 Linears in its own layers or as a plugin, every weight an engine's constant.
 
 **Not yet run on a GPU**: README.md in this folder says what was checked without one.
 """
@@ -7,6 +7,6 @@ from int8pass.lower.tensorrt.compile import compile_program, lower
 from int8pass.lower.tensorrt.package import import_torch_tensorrt
 from int8pass.pipeline import Pass
 
-PASSES: tuple[Pass, ...] = ()  # torch-tensorrt runs its own, and `to_scaled_int8_mm` after them
+PASSES: tuple[Pass, ...] = ()  # torch-tensorrt runs its own, and `lower_linears` after them
 
 __all__ = ["PASSES", "compile_program", "import_torch_tensorrt", "lower"]

@@ -1,12 +1,12 @@
-"""What each int8pass op is in TensorRT's layers: row-normalised QDQ, as `export/translations.py` writes it to ONNX.
+"""What each int8pass op is in TensorRT's layers: a plugin, or natively row-normalised QDQ, as in ONNX files.
 
     r       = max |x| of each row, outliers left out                 [..., 1]
     q       = Quantize(x / r, scale 1/127)                           [..., K] int8
     product = MatrixMultiply(Dequantize(q, 1/127), Dequantize(W_q, one scale for each column))
     y       = product * r + outlier part + bias
 
-All of it is float32, with casts outside. Sources: TensorRT documentation, "Explicit Quantization"; the Python API of
-INetworkDefinition. Not yet run on a GPU.
+All of the latter is float32, with casts outside. Sources: TensorRT documentation, "Explicit Quantization"; the Python
+API of INetworkDefinition. Not yet run on a GPU.
 """
 
 import functools
@@ -22,6 +22,8 @@ from torch_tensorrt.dynamo.conversion import ConversionContext
 from torch_tensorrt.dynamo.conversion.converter_utils import get_trt_tensor
 
 from int8pass import ops
+from int8pass.kernels.cuda import fused
+from int8pass.lower.tensorrt import plugin
 from int8pass.quantization.absmax import INT8_MAX, SMALLEST_NORMAL
 from int8pass.torch_private import OpOverload, without_fake_tensors
 
@@ -47,6 +49,10 @@ class _Layers:
 
     def number(self, value: float, rank: int) -> Any:
         return self.constant(torch.tensor(value, dtype=torch.float32), rank)
+
+    def given(self, value: Any) -> Any:
+        """An activation or a constant as it is."""
+        return self.constant(value) if isinstance(value, Tensor) else value
 
     def float32(self, x: Any) -> Any:
         return x if x.dtype == trt.float32 else self.add(self._net.add_cast(x, trt.float32))
@@ -163,6 +169,16 @@ def column_mm(ctx: ConversionContext, target: Any, args: tuple, kwargs: dict, na
     return layers.product(layers.float32(layers.gathered(x, columns)), layers.constant(w.float(), max(len(x.shape), 2)))
 
 
+def cuda_int8_linear(ctx: ConversionContext, target: Any, args: tuple, kwargs: dict, name: str) -> Any:
+    """One plugin: outliers found in each call, quantization, product, outlier part and bias. See plugin.py."""
+    layers, (x, w_codes, w_scale, bias, weight, threshold, per_token, dtype, *columns) = _Layers(ctx, name), args
+    codes = layers.constant(w_codes)
+    added = torch.zeros(w_scale.shape[0]) if bias is None else bias
+    kept = codes if weight is None else layers.constant(weight)
+    tensors = (layers.given(x), codes, layers.constant(w_scale), layers.given(added), kept)
+    return layers.add(plugin.add_layer(ctx.net, tensors, threshold, per_token, dtype, *columns or (None,)))
+
+
 def _on_real_tensors(converter: Callable) -> Callable:
     """torch-tensorrt converts under a fake tensor mode, in which a new constant would have no values."""
 
@@ -180,5 +196,6 @@ _WRITTEN: dict[OpOverload, Callable] = {
     ops.quantize_per_token: quantize_per_token,
     ops.scaled_int8_mm: scaled_int8_mm,
     ops.column_mm: column_mm,
+    fused.cuda_int8_linear: cuda_int8_linear,
 }
 CONVERTERS = {op: _on_real_tensors(converter) for op, converter in _WRITTEN.items()}

@@ -11,6 +11,7 @@ import torch
 
 from int8pass.errors import ConfigError, EngineError, MissingDependencyError
 from int8pass.export.tensorrt.versions import import_tensorrt
+from int8pass.lower.tensorrt.linear_form import SETTING, lower_linears
 
 # What torch-tensorrt is told unless the option `tensorrt` says otherwise. Its own defaults leave blocks of fewer than
 # five operations to PyTorch, and let float32 products run in TF32.
@@ -46,30 +47,32 @@ def require_gpu() -> None:
 
 @functools.cache
 def register() -> None:
-    """Tell torch-tensorrt of the converters and of the pass before them, once a process."""
+    """Tell TensorRT of the plugin, torch-tensorrt of the converters and of the pass before them, once a process."""
     from torch_tensorrt.dynamo.conversion import dynamo_tensorrt_converter
     from torch_tensorrt.dynamo.lowering.passes._aten_lowering_pass import _aten_lowering_pass
 
+    from int8pass.lower.tensorrt import plugin
     from int8pass.lower.tensorrt.converters import CONVERTERS
-    from int8pass.lower.tensorrt.to_scaled_int8_mm import to_scaled_int8_mm
+
+    plugin.register()
 
     for op, converter in CONVERTERS.items():
         dynamo_tensorrt_converter(op, supports_dynamic_shapes=True)(converter)
-    _aten_lowering_pass(to_scaled_int8_mm)
+    _aten_lowering_pass(lower_linears)
 
 
 def settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """torch-tensorrt's settings: the defaults, the option `tensorrt` on top. Raises ConfigError for an unknown one.
+    """torch-tensorrt's settings: the defaults, the option `tensorrt` on top, less what is int8pass's own in it.
 
-    torch-tensorrt itself passes over names that it does not know.
+    Raises ConfigError for an unknown one: torch-tensorrt itself passes over names that it does not know.
     """
     from torch_tensorrt.dynamo import CompilationSettings
 
-    known = [*(item.name for item in dataclasses.fields(CompilationSettings)), *_CACHE_OPTIONS]
+    known = [*(item.name for item in dataclasses.fields(CompilationSettings)), *_CACHE_OPTIONS, SETTING]
     for name, value in given.items():
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
             raise ConfigError(f"option 'tensorrt': torch-tensorrt has no setting {name!r}; did you mean {nearest!r}?")
         if name in FIXED and value != FIXED[name]:
             raise ConfigError(f"option 'tensorrt': {name} is always {FIXED[name]}, so that a failed build is an error")
-    return {**DEFAULTS, **given, **FIXED}
+    return {name: value for name, value in {**DEFAULTS, **given, **FIXED}.items() if name != SETTING}

@@ -5,11 +5,15 @@ that the bindings declare. Its tensors are instances of the real ITensor, with n
 what an engine does.
 """
 
+import ctypes
 import inspect
 import re
+from collections.abc import Callable
 
 import tensorrt as trt
 import torch
+
+from tests.lower.tensorrt.plugin_double import add_plugin  # noqa: F401 - one of the methods below
 
 DTYPES = {
     trt.float32: torch.float32,
@@ -32,7 +36,16 @@ KINDS = {
     "bool": bool,
     "str": str,
     "Dims": (trt.Dims, tuple, list),
+    "Callable": Callable,
 }
+
+
+class Weights(trt.Weights):
+    """The real ones, which do not tell their address: arguments: type, address, count."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.arguments = arguments
 
 
 class TensorDouble(trt.ITensor):
@@ -77,8 +90,9 @@ class NetworkDouble:
             for argument, kind in declared:
                 value = bound.arguments[argument]
                 assert isinstance(value, kind), f"{name}: {argument} is {type(value).__name__}, not {kind}"
-            inputs = [value for value in bound.arguments.values() if isinstance(value, trt.ITensor)]
-            layer = LayerDouble(name, inputs, *rule(*bound.args))
+            compute, output, *given = rule(*bound.args)
+            inputs = given or [value for value in bound.arguments.values() if isinstance(value, trt.ITensor)]
+            layer = LayerDouble(name, inputs, compute, output)
             self.layers.append(layer)
             return layer
 
@@ -137,7 +151,12 @@ def broadcast(*shapes):
 
 
 def add_constant(shape, weights):
-    value = torch.from_numpy(weights.numpy().copy()).reshape(tuple(shape))
+    if weights.dtype == trt.bfloat16:  # which NumPy has not
+        _, address, count = weights.arguments
+        memory = bytearray((ctypes.c_char * (2 * count)).from_address(address))
+        value = torch.frombuffer(memory, dtype=torch.bfloat16).reshape(tuple(shape))
+    else:
+        value = torch.from_numpy(weights.numpy().copy()).reshape(tuple(shape))
     return lambda layer: value, (shape, weights.dtype)
 
 

@@ -81,6 +81,7 @@ def engines_as_doubles():
 
     from int8pass.lower.tensorrt import compile as int8pass_compile
     from int8pass.lower.tensorrt import package
+    from tests.lower.tensorrt import network_double, plugin_double
 
     engines = []
 
@@ -90,7 +91,8 @@ def engines_as_doubles():
         engines.append(EngineDouble(interpreter.ctx.net))
         return engines[-1]
 
-    trt.Builder = BuilderDouble
+    trt.Builder, trt.Weights = BuilderDouble, network_double.Weights
+    plugin_double.take_the_place_of_a_gpu()
     _compiler.convert_module = convert_module
     int8pass_compile._require_cuda = lambda inputs: None
     package.require_gpu = lambda: None

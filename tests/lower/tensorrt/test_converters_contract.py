@@ -4,70 +4,34 @@ Capture, partitioning and conversion are torch-tensorrt's own; the network is a 
 No engine is built or run: that takes TensorRT's libraries and a GPU.
 """
 
-import importlib.metadata
-import importlib.util
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
 
-from tests.export.tensorrt import stand_in_libraries
+from tests.lower.tensorrt.contract import SKIPS, Findings
 from tests.lower.tensorrt.converters_probe import LINEARS
 
-PACKAGE = importlib.util.find_spec("torch_tensorrt")
-MINOR = ".".join(torch.__version__.split(".")[:2])
-pytestmark = [
-    *stand_in_libraries.SKIPS,
-    pytest.mark.skipif(
-        None in (PACKAGE, *map(importlib.util.find_spec, ("dllist", "psutil"))),
-        reason=f"torch-tensorrt is not installed: pip install --no-deps 'torch-tensorrt=={MINOR}.*' dllist psutil, and "
-        "the tensorrt_cu13_bindings that it names",
-    ),
-    pytest.mark.skipif(
-        PACKAGE is not None and not importlib.metadata.version("torch-tensorrt").startswith(f"{MINOR}."),
-        reason="torch-tensorrt is for another PyTorch",
-    ),
-]
+pytestmark = SKIPS
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What the probe printed, by kind and name."""
-    folder = tmp_path_factory.mktemp("tensorrt")
-    libraries = stand_in_libraries.build(folder)
-    package = Path(PACKAGE.origin).parent
-    command = [sys.executable, "-m", "tests.lower.tensorrt.converters_probe", libraries, package, folder / "package"]
-    root = Path(__file__).parents[3]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=root)
-    assert result.returncode == 0, result.stderr
-    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"kind"')]
-    return {(line["kind"], line["name"]): line for line in lines}
+    return Findings("converters_probe", tmp_path_factory.mktemp("tensorrt"))
 
 
 @pytest.fixture
 def check(found):
-    def of(name):
-        result = found["check", name]
-        assert not isinstance(result.get("error"), str), result["error"]
-        return result
-
-    return of
+    return lambda name: found.of("check", name)
 
 
 @pytest.mark.parametrize("name", LINEARS)
 def test_a_linear_follows_the_reference(found, name):
-    result = found["linear", name]
-    assert not isinstance(result.get("error"), str), result["error"]
+    result = found.of("linear", name)
     assert result["error"] <= 1
     assert result["codes_off"] <= 1 and result["share_off"] < 0.01
 
 
 @pytest.mark.parametrize("name", LINEARS)
 def test_the_engine_holds_the_weights_and_multiplies_once_in_int8(found, name):
-    result = found["linear", name]
+    result = found.of("linear", name)
     assert result["inputs"] == 1
     assert result["kinds"].count("add_quantize") == 1 and result["kinds"].count("add_dequantize") == 2
     columns = LINEARS[name].get("threshold", 6.0) > 0
@@ -77,7 +41,7 @@ def test_the_engine_holds_the_weights_and_multiplies_once_in_int8(found, name):
 
 
 def test_a_row_of_nan_or_infinity_is_nan(found):
-    assert found["linear", "rows of zeros, tiny values, NaN and infinity"]["rows_of_nan"] == 2
+    assert found.of("linear", "rows of zeros, tiny values, NaN and infinity")["rows_of_nan"] == 2
 
 
 def test_a_dynamic_batch(check):
@@ -121,7 +85,7 @@ def test_settings(check):
 
 def test_each_converter_is_registered_once_and_takes_dynamic_shapes(check):
     converters = check("registry")["converters"]
-    assert all(found == [True] for found in converters.values()) and len(converters) == 5
+    assert all(found == [True] for found in converters.values()) and len(converters) == 6
 
 
 def test_saving_takes_what_the_example_gives_it(check):

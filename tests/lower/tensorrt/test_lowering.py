@@ -12,8 +12,9 @@ from int8pass import ops
 from int8pass.errors import ConfigError, EngineError, MissingDependencyError
 from int8pass.inspection.text import graph_text
 from int8pass.lower.tensorrt import compile_program
+from int8pass.lower.tensorrt.compile import int8pass_ops_left
 from int8pass.lower.tensorrt.freeze_weights import freeze_weights
-from int8pass.lower.tensorrt.to_scaled_int8_mm import int8pass_ops_left, to_scaled_int8_mm
+from int8pass.lower.tensorrt.linear_form import building, linear_form, lower_linears
 from int8pass.pipeline import run
 from tests.graphs import program_of, short_text
 from tests.linear_models import activation, exported, frozen, op_counts
@@ -51,7 +52,7 @@ def converted(layer, x, **options):
 def test_the_pass_keeps_the_result(layer, x, outlier_weights):
     graph = converted(layer, x, profiled=True, outlier_weights=outlier_weights)
     before = graph(x)
-    after = to_scaled_int8_mm(graph)(x)
+    after = lower_linears(graph)(x)
     counts = op_counts(graph)
     assert torch.allclose(after, before, rtol=1e-6, atol=1e-6)
     assert counts["scaled_int8_mm"] == counts["column_mm"] == 1
@@ -62,14 +63,14 @@ def test_the_pass_leaves_no_scale_of_zero(layer, x):
     layer.weight[2] = 0.0
     graph = converted(layer, x, threshold=0.0)
     before = graph(x)
-    after = to_scaled_int8_mm(graph)
+    after = lower_linears(graph)
     (linear,) = [node for node in graph.graph.nodes if node.target is ops.scaled_int8_mm]
     assert (getattr(graph, linear.args[3].target) > 0).all() and getattr(graph, linear.args[2].target).shape == (32, 8)
     assert torch.equal(after(x), before)
 
 
 def test_the_graph_after_the_pass(layer, x):
-    graph = to_scaled_int8_mm(converted(layer, x, profiled=True))
+    graph = lower_linears(converted(layer, x, profiled=True))
     lines = [line for line in graph_text(graph.graph, {}).splitlines() if "int8pass." in line]
     assert lines == [
         "%column_mask : bool[32] = int8pass.column_mask(%input_1, (3, 7))",
@@ -81,9 +82,64 @@ def test_the_graph_after_the_pass(layer, x):
     ]
 
 
-def test_outliers_that_are_found_in_each_call_are_refused(layer, x):
-    with pytest.raises(ConfigError, match="finds no outlier columns in a call: pass options="):
-        to_scaled_int8_mm(converted(layer, x))
+PLUGIN = {
+    "found in each call": ({}, "%weight, 6.0, False, float32)"),
+    "of each token": ({"outliers": "token"}, "%weight, 6.0, True, float32)"),
+    "dequantized": ({"outlier_weights": "dequantized"}, "None, 6.0, False, float32)"),
+    "of a profile": ({"profiled": True}, "%weight, 0.0, False, float32, (3, 7))"),
+    "none": ({"threshold": 0.0}, "None, 0.0, False, float32)"),
+}
+
+
+@pytest.mark.parametrize("name", PLUGIN)
+def test_the_plugin_form(layer, x, name):
+    """One op for all of a Linear, and nothing else of int8pass is left."""
+    options, end = PLUGIN[name]
+    with building("plugin"):
+        graph = lower_linears(converted(layer, x, **options))
+    lines = [line for line in graph_text(graph.graph, {}).splitlines() if "int8pass." in line]
+    begin = "%cuda_int8_linear : f32[4, 8] = int8pass.cuda_int8_linear(%input_1, %weight_codes, %weight_scale, %bias, "
+    assert lines == [begin + end]
+
+
+@pytest.mark.parametrize(
+    "form, ops_of",
+    [
+        ("auto", ("cuda_int8_linear", "scaled_int8_mm", "scaled_int8_mm")),
+        ("plugin", ("cuda_int8_linear", "cuda_int8_linear", "cuda_int8_linear")),
+        ("native", (None, "scaled_int8_mm", "scaled_int8_mm")),
+    ],
+)
+def test_the_form_of_a_linear(layer, x, form, ops_of):
+    """By the rule, or as the setting says: outliers found in each call, of a profile, and no outlier branch."""
+    for options, expected in zip(({}, {"profiled": True}, {"threshold": 0.0}), ops_of, strict=True):
+        graph = converted(layer, x, **options)
+        with building(form):
+            if expected is None:
+                with pytest.raises(ConfigError, match="TensorRT's own layers find no outlier columns in a call"):
+                    lower_linears(graph)
+            else:
+                counts = op_counts(lower_linears(graph))
+                assert counts[expected] == 1 and {"dequantize", "int8_mm", "outlier_mm"}.isdisjoint(counts)
+
+
+def test_the_setting_of_the_form():
+    assert linear_form({}) == "auto" and linear_form({"linear_form": "plugin"}) == "plugin"
+    with pytest.raises(ConfigError, match=r"linear_form must be one of \('auto', 'native', 'plugin'\), not 'fused'"):
+        linear_form({"linear_form": "fused"})
+
+
+@pytest.mark.parametrize("form", ("native", "plugin"))
+def test_a_weight_that_is_computed_is_refused(layer, x, form):
+    """An engine holds weights; one that is computed in the graph would be none."""
+    graph = converted(layer, x, threshold=0.0)
+    (codes,) = [node for node in graph.graph.find_nodes(op="get_attr") if node.target == "weight_codes"]
+    with graph.graph.inserting_after(codes):
+        moved = graph.graph.call_function(torch.ops.aten.roll.default, (codes, [1]))
+    moved.meta = dict(codes.meta)
+    codes.replace_all_uses_with(moved, delete_user_cb=lambda user: user is not moved)
+    with building(form), pytest.raises(EngineError, match="is no constant: the weight of an int8 Linear"):
+        lower_linears(graph)
 
 
 def test_every_weight_becomes_a_constant(fresh_compiler):

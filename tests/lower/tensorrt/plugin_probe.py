@@ -1,0 +1,261 @@
+"""Run by test_plugin_contract in processes of its own: the plugin through torch-tensorrt and TensorRT's real Python.
+
+python -m tests.lower.tensorrt.plugin_probe STAND_INS TORCH_TENSORRT FOLDER    prints one JSON object a line
+
+With TRITON_INTERPRET=1: what just-in-time plugins compute. Without: what plugins say of themselves, and their kernels.
+"""
+
+import os
+import re
+import sys
+
+import numpy as np
+import torch
+from torch import nn
+
+from tests import reference
+from tests.lower.tensorrt import stand_ins
+from tests.lower.tensorrt.converters_probe import IN, OUT, message, report
+
+# leading sizes, dtype and options; rows that are known and few would be a kernel compiled ahead of time
+LINEARS = {
+    "float32": {},
+    "float16": {"dtype": torch.float16},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "no bias": {"bias": False},
+    "three dimensions": {"leading": (3, 7)},
+    "token": {"outliers": "token"},
+    "dequantized columns": {"outlier_weights": "dequantized", "dtype": torch.float16},
+    "columns of a profile": {"profiled": True},
+    "no outlier branch": {"threshold": 0.0},
+    "not a number": {"special": True},
+}
+
+
+def main(libraries, package, folder):
+    torch_tensorrt = stand_ins.load(libraries, package, folder)
+    engines = stand_ins.engines_as_doubles()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        for name, case in LINEARS.items():
+            report("linear", name, lambda case=case: linear(engines, **case))
+    else:
+        for check in CHECKS:
+            report("check", check.__name__, lambda check=check: check(torch_tensorrt, engines))
+
+
+def plugins(engine):
+    return [layer for layer in engine.network.layers if layer.kind == "add_plugin"]
+
+
+def build(layer, x, **options):
+    """The engine of an exported Linear whose Linears are plugins."""
+    import int8pass
+    from int8pass.lower.tensorrt import compile_program
+
+    settings = options.pop("tensorrt", None)
+    program = int8pass.convert(torch.export.export(layer, (x,)), options=options)
+    return compile_program(program, [x], tensorrt=settings)
+
+
+def linear(engines, leading=(20,), dtype=torch.float32, bias=True, threshold=6.0, outliers="column",
+           outlier_weights="original", profiled=False, special=False):  # fmt: skip
+    """How far a just-in-time plugin is from the float64 reference, in units of its tolerance."""
+    import int8pass
+
+    layer = nn.Linear(IN, OUT, bias=bias, dtype=dtype).eval().requires_grad_(False)
+    x = torch.randn(*leading, IN).clamp(-4, 4).to(dtype)
+    x[..., 3], x[..., 7] = 20.0, -15.0
+    if special:
+        x[0, 1], x[1, 2] = torch.nan, torch.inf
+    options = {"threshold": threshold, "outliers": outliers, "outlier_weights": outlier_weights}
+    if profiled:
+        options["profile"] = int8pass.calibrate(layer, [x], progress=False)
+    y = build(layer, x, **options, tensorrt={"linear_form": "plugin"})(x)
+    assert y.dtype == dtype and y.shape == (*leading, OUT)
+    rows = x.float().reshape(-1, IN).numpy()
+    given = layer.bias.float().numpy() if bias else None
+    wanted, magnitude = reference.linear(
+        rows, layer.weight.float().numpy(), given, threshold=threshold, outliers=outliers,
+        outlier_weights=outlier_weights,
+    )  # fmt: skip
+    bound = reference.tolerance(wanted, magnitude, IN, torch.finfo(dtype).eps)
+    found, finite = y.double().reshape(-1, OUT).numpy(), np.isfinite(wanted)
+    assert np.array_equal(found[~finite], wanted[~finite], equal_nan=True)
+    (plugin,) = plugins(engines[-1])
+    return {
+        "error": float(np.max((np.abs(found - wanted) / bound)[finite])),
+        "rows_of_nan": int(np.isnan(found).any(1).sum()),
+        "inputs": len(engines[-1].network.inputs),
+        "ahead_of_time": plugin.compute.__self__.aot,
+    }
+
+
+def model(bias=True, dtype=torch.float32):
+    return nn.Linear(IN, OUT, bias=bias, dtype=dtype).eval().requires_grad_(False)
+
+
+def registered(torch_tensorrt, engines):
+    """The plugin beside the op of its name: inputs, attributes and outputs of both."""
+    import tensorrt.plugin as trtp
+    from tensorrt.plugin._lib import QDP_CREATORS, QDP_REGISTRY
+    from tensorrt.plugin._utils import _infer_numpy_type
+
+    from int8pass.lower.tensorrt import plugin
+    from int8pass.lower.tensorrt.package import register
+
+    register()
+    found = QDP_REGISTRY[plugin.NAME]
+    schema = torch.ops.int8pass.cuda_int8_linear.default._schema
+    tensors = [each.name for each in schema.arguments if "Tensor" in str(each.type)]
+    return {
+        "names": [plugin.NAME, schema.name],
+        "inputs": [list(found.input_tensor_names), tensors],
+        "attributes": [list(found.input_attrs), [each.name for each in schema.arguments if each.name not in tensors]],
+        "numbers": {name: np.dtype(_infer_numpy_type(kind)).name for name, kind in found.input_attrs.items()},
+        "outputs": [found.num_outputs, len(schema.returns)],
+        "creator": plugin.NAME in QDP_CREATORS and hasattr(trtp.op.int8pass, "cuda_int8_linear"),
+        "impl": [found.impl_func is plugin.run, found.aot_impl_func is plugin.ahead_of_time],
+        "tactics": found.autotune_func is plugin.tactics,
+    }
+
+
+def layers(torch_tensorrt, engines):
+    """What a Linear adds to the network: one plugin over one input and constants."""
+    layer = model()
+    build(layer, torch.randn(20, IN))
+    network = engines[-1].network
+    (plugin,) = plugins(engines[-1])
+    x, codes, scale, bias, weight = plugin.inputs
+    values = [each.layer.compute(each.layer) for each in (codes, scale, bias, weight)]
+    rows = layer.weight.numpy()
+    expected_scale = np.abs(rows).max(1) / np.float32(127)
+    return {
+        "kinds": sorted(each.kind for each in network.layers),
+        "x": [x.layer is None, list(x.shape)],
+        "codes": bool(np.abs(values[0].numpy() - np.rint(rows / expected_scale[:, None])).max() == 0),
+        "scale": bool(np.array_equal(values[1].numpy(), expected_scale)),
+        "bias": bool(torch.equal(values[2], layer.bias)),
+        "weight": bool(torch.equal(values[3], layer.weight)),
+        "attributes": {name: value.tolist() for name, value in plugin.compute.__self__.plugin.attrs.items()},
+        "output": list(plugin.output.shape),
+        "named": plugin.name,
+    }
+
+
+def without_bias_and_weight(torch_tensorrt, engines):
+    """Zeros take the place of a bias, codes that of a float weight."""
+    build(model(bias=False), torch.randn(20, IN), outlier_weights="dequantized", outliers="token", threshold=3.0)
+    (plugin,) = plugins(engines[-1])
+    _, codes, _, bias, weight = plugin.inputs
+    attributes = plugin.compute.__self__.plugin.attrs
+    return {
+        "weight": weight is codes,
+        "bias": bias.layer.compute(bias.layer).tolist(),
+        "rule": [attributes["threshold"].tolist(), attributes["per_token"].tolist()],
+    }
+
+
+def shapes(torch_tensorrt, engines):
+    """The sizes of y, of which some are not known."""
+    import int8pass
+    from int8pass.lower.tensorrt import compile_program
+
+    x = torch.randn(4, 5, IN)
+    dims = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("tokens", min=2, max=32)}
+    program = int8pass.convert(torch.export.export(model(), (x,), dynamic_shapes=(dims,)))
+    given = torch_tensorrt.Input(min_shape=(2, 2, IN), opt_shape=(4, 5, IN), max_shape=(64, 32, IN))
+    compile_program(program, [given])
+    (plugin,) = plugins(engines[-1])
+    built = plugin.compute.__self__
+    return {"sizes": built.sizes, "output": list(plugin.output.shape), "ahead_of_time": built.aot}
+
+
+def when_ahead_of_time(torch_tensorrt, engines):
+    """By the number of rows, and by what is known of columns."""
+    import int8pass
+
+    found = {}
+    for rows in (1, 16, 17):
+        build(model(), torch.randn(rows, IN))
+        (plugin,) = plugins(engines[-1])
+        found[str(rows)] = plugin.compute.__self__.aot
+    x = torch.randn(3, IN)
+    x[:, 2] = 9.0
+    layer = model()
+    build(layer, x, profile=int8pass.calibrate(layer, [x], progress=False), tensorrt={"linear_form": "plugin"})
+    (plugin,) = plugins(engines[-1])
+    built = plugin.compute.__self__
+    return {**found, "profile": built.aot, "columns": built.plugin.attrs["columns"].tolist(), "tactics": built.tactics}
+
+
+def launches(torch_tensorrt, engines):
+    """What `aot_impl` gives for every tactic, of each dtype: as TensorRT receives it."""
+    found = []
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        build(model(dtype=dtype), torch.randn(2, 3, IN).to(dtype))
+        (plugin,) = plugins(engines[-1])
+        built = plugin.compute.__self__
+        for tactic in built.tactics:
+            name, ptx, launch, integers = built.launch(tactic)
+            (entry,) = re.findall(r"\.visible \.entry (\w+)\((.*?)\)", ptx, re.DOTALL)
+            kinds = re.findall(r"\.param \.(\w+)", entry[1])
+            (threads,) = re.findall(r"\.reqntid (\d+)", ptx)
+            target = re.search(r"\.target (sm_\w+)", ptx)[1]
+            found.append({
+                "name": [name, entry[0]], "kinds": kinds, "launch": launch, "threads": int(threads), "target": target,
+                "integers": integers, "int8": "s32.s8.s8" in ptx, "tf32": ".tf32" in ptx,
+            })  # fmt: skip
+    return {"launches": found}
+
+
+def forms(torch_tensorrt, engines):
+    """Which layers the setting gives, with outliers found in each call, with a profile, and without outlier branch."""
+    import int8pass
+
+    layer, x = model(), torch.randn(20, IN)
+    x[:, 2] = 9.0
+    profile = int8pass.calibrate(layer, [x], progress=False)
+    found = {}
+    for name, options in {"call": {}, "profile": {"profile": profile}, "none": {"threshold": 0.0}}.items():
+        for form in ("auto", "plugin", "native"):
+            if (name, form) != ("call", "native"):
+                build(layer, x, **options, tensorrt={"linear_form": form})
+                found[f"{name} {form}"] = len(plugins(engines[-1]))
+    refused = message(lambda: build(layer, x, tensorrt={"linear_form": "native"}))
+    unknown = message(lambda: build(layer, x, tensorrt={"linear_form": "fused"}))
+    return {"plugins": found, "refused": refused, "unknown": unknown}
+
+
+def compiled(torch_tensorrt, engines):
+    """By torch.compile, of two Linears with a common input and a dynamic batch."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k = model(), model()
+
+        def forward(self, x):
+            return self.q(x), self.k(x)
+
+    run = torch.compile(Attention(), backend="int8mixed", options={"lowering": "tensorrt"}, dynamic=True)
+    before = len(engines)
+    error = None
+    try:
+        run(torch.randn(20, IN))
+    except Exception as failure:  # the built plugins need a GPU or Triton's interpreter
+        error = type(failure).__name__
+    found = plugins(engines[-1])
+    return {
+        "engines": len(engines) - before,
+        "plugins": len(found),
+        "inputs": [list(each.shape) for each in engines[-1].network.inputs],
+        "same_x": found[0].inputs[0] is found[1].inputs[0],
+        "stopped_by": error,
+    }
+
+
+CHECKS = (registered, layers, without_bias_and_weight, shapes, when_ahead_of_time, launches, forms, compiled)
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main(*sys.argv[1:])
