@@ -20,8 +20,10 @@ from torch import Tensor
 from torch_tensorrt import dtype as trt_dtype
 from torch_tensorrt.dynamo.conversion import ConversionContext
 from torch_tensorrt.dynamo.conversion.converter_utils import get_trt_tensor
+from torch_tensorrt.dynamo.utils import extract_var_range_info
 
 from int8pass import ops
+from int8pass.graph import value_of
 from int8pass.kernels.cuda import fused
 from int8pass.lower.tensorrt import plugin
 from int8pass.quantization.absmax import INT8_MAX, SMALLEST_NORMAL
@@ -176,7 +178,16 @@ def cuda_int8_linear(ctx: ConversionContext, target: Any, args: tuple, kwargs: d
     added = torch.zeros(w_scale.shape[0]) if bias is None else bias
     kept = codes if weight is None else layers.constant(weight)
     tensors = (layers.given(x), codes, layers.constant(w_scale), layers.given(added), kept)
-    return layers.add(plugin.add_layer(ctx.net, tensors, threshold, per_token, dtype, *columns or (None,)))
+    sizes = _largest_sizes(ctx, x)
+    return layers.add(plugin.add_layer(ctx.net, tensors, sizes, threshold, per_token, dtype, *columns or (None,)))
+
+
+def _largest_sizes(ctx: ConversionContext, x: Any) -> list[int | None]:
+    """The largest sizes that x may have; None where there is no bound, or torch-tensorrt (before 2.13) tells none."""
+    node = getattr(ctx, "current_node", None)
+    symbolic = [None] * len(x.shape) if node is None else value_of(node.args[0]).shape
+    bounds = [extract_var_range_info(size)["max"] if isinstance(size, torch.SymInt) else size for size in symbolic]
+    return [bound if size == -1 else size for size, bound in zip(x.shape, bounds, strict=True)]
 
 
 def _on_real_tensors(converter: Callable) -> Callable:

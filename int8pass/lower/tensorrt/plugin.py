@@ -4,13 +4,14 @@ The inputs are the op's tensors, the attributes its other arguments, each a NumP
 knows no optional inputs: without a bias there is one of zeros, and dequantized outlier columns read int8 weights, the
 codes, in the place of the float weight. Attribute dtype: a trt.DataType; columns: -1 alone for none beforehand.
 
-Ahead of time, a plugin is one kernel without memory of its own: that does for up to 16 rows, if their number is known
-when the engine is built (linear_kernel.py). Other Linears are several kernels with results in between, and run just in
-time: the op itself, called by TensorRT through Python. Not yet run on a GPU. Source: TensorRT's Python API,
-tensorrt.plugin.
+Ahead of time, a plugin is one kernel without memory of its own: that does for at most 16 rows, if that is known when the
+engine is built (linear_kernel.py). Other Linears are several kernels with results in between, and run just in time: the
+op itself, called by TensorRT through Python. Not yet run on a GPU. Source: TensorRT's Python API, tensorrt.plugin.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,7 +81,8 @@ def ahead_of_time(
     launch = trtp.KernelLaunchParams()
     launch.grid_x = -(-problem.outputs // tile.outputs)
     launch.block_x, launch.shared_mem = kernel.threads, kernel.shared_memory
-    return kernel.name, kernel.ptx, launch, trtp.SymIntExprs.from_tuple((trtp.SymInt32(problem.rows),))
+    rows = functools.reduce(operator.mul, x.shape_expr[:-1], trtp.ShapeExpr(1))
+    return kernel.name, kernel.ptx, launch, trtp.SymIntExprs.from_tuple((trtp.SymInt32(rows),))
 
 
 def tactics(
@@ -89,17 +91,20 @@ def tactics(
     """The types that the network has, in linear layouts. Tactics: the tiles of the one kernel, timed by TensorRT."""
     types = ",".join(tensor.dtype.name for tensor in (x, w_codes, w_scale, bias, weight, outputs[0]))
     choices = None
-    if is_one_kernel(x.shape, columns):
+    if is_one_kernel(_largest(x.shape), columns):
         problem = _problem(x, w_codes, w_scale, bias, weight, threshold, per_token, outputs[0])
         choices = range(1, len(problem.tiles) + 1)
     return [trtp.AutoTuneCombination(types, "LINEAR", choices)]
 
 
 def add_layer(
-    network: trt.INetworkDefinition, tensors: Sequence[trt.ITensor], threshold: float, per_token: bool,
-    dtype: torch.dtype, columns: Sequence[int] | None,
+    network: trt.INetworkDefinition, tensors: Sequence[trt.ITensor], sizes: Sequence[int | None], threshold: float,
+    per_token: bool, dtype: torch.dtype, columns: Sequence[int] | None,
 ) -> trt.IPluginV3Layer:  # fmt: skip
-    """Add the plugin over x, w_codes, w_scale, bias and weight. Raises EngineError where TensorRT does not take it."""
+    """Add the plugin over x, w_codes, w_scale, bias and weight. Raises EngineError where TensorRT does not take it.
+
+    sizes: the largest sizes of x, None for one without a bound.
+    """
     namespace, name = NAME.split("::")
     known = np.array(_NONE_BEFOREHAND if columns is None else columns, dtype=np.int64)
     attributes = {
@@ -109,16 +114,20 @@ def add_layer(
         "columns": known,
     }
     plugin = getattr(getattr(trtp.op, namespace), name)(*tensors, **attributes)
-    layer = network.add_plugin(plugin, aot=is_one_kernel(tensors[0].shape, known))
+    layer = network.add_plugin(plugin, aot=is_one_kernel(sizes, known))
     if layer is None:
         raise EngineError(f"TensorRT took no plugin {NAME}: its log says why")
     return layer
 
 
-def is_one_kernel(shape: Sequence[int], columns: np.ndarray) -> bool:
-    """Whether one kernel computes the Linear of an x of this shape: 1 to 16 rows; their columns found in the call."""
-    rows = math.prod(tuple(shape)[:-1])
-    return -1 not in tuple(shape) and 0 < rows <= fused.FEW_ROWS and tuple(columns) == _NONE_BEFOREHAND
+def is_one_kernel(sizes: Sequence[int | None], columns: np.ndarray) -> bool:
+    """Whether one kernel computes the Linear of an x of at most these sizes: 16 rows, columns found in the call."""
+    known = None not in sizes and tuple(columns) == _NONE_BEFOREHAND
+    return known and 0 < math.prod(sizes[:-1]) <= fused.FEW_ROWS
+
+
+def _largest(shape: trtp.Shape) -> tuple[int, ...]:
+    return tuple(shape.max) if shape.is_dynamic else tuple(shape)
 
 
 def as_torch(tensor: trtp.Tensor) -> Tensor:
@@ -147,4 +156,4 @@ def _problem(x, w_codes, w_scale, bias, weight, threshold, per_token, y):
     outputs, features = tuple(w_codes.shape)
     rule = (float(threshold.item()), bool(per_token.item()))
     dtypes = tuple(torch_dtype(tensor.dtype) for tensor in (x, w_codes, w_scale, bias, weight, y))
-    return Problem(math.prod(tuple(x.shape)[:-1]), features, outputs, fused._outliers(*rule, None), rule[0], dtypes)
+    return Problem(math.prod(_largest(x.shape)[:-1]), features, outputs, fused._outliers(*rule, None), rule[0], dtypes)

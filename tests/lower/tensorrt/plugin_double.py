@@ -12,6 +12,8 @@ import numpy as np
 import tensorrt as trt
 import torch
 
+MOST = 16  # what the builder is told that a size which is not known may be
+
 
 class RegistryDouble:
     """In place of trt.get_plugin_registry()."""
@@ -91,16 +93,21 @@ class SizesDouble:
         return size(value)
 
     def operation(self, operation, first, second):
-        assert operation == trt.DimensionOperation.SUM and second.value == 0  # how the template copies a size
-        return first
+        if operation == trt.DimensionOperation.SUM:
+            assert second.value == 0  # how the template copies a size
+            return first
+        assert operation == trt.DimensionOperation.PROD
+        numbers = isinstance(first.value, int) and isinstance(second.value, int)
+        return size(first.value * second.value if numbers else f"{first.value}*{second.value}")
 
 
-def description(shape, dtype):
-    """Of a tensor as the builder times it: a trt.DynamicPluginTensorDesc."""
+def description(shape, dtype, most=None):
+    """Of a tensor as the builder times it: a trt.DynamicPluginTensorDesc. most: what a size that is not known may be."""
     tensor = trt.PluginTensorDesc()
     tensor.dims, tensor.type, tensor.format = trt.Dims(shape), dtype, trt.TensorFormat.LINEAR
     dynamic = trt.DynamicPluginTensorDesc()
     dynamic.desc = tensor
+    dynamic.max = trt.Dims([most if length == -1 else length for length in shape])
     return dynamic
 
 
@@ -126,7 +133,7 @@ class BuiltPlugin:
         self.sizes = [each.value for each in found]
         self.output = ([each if isinstance(each, int) else -1 for each in self.sizes], dtype)
         described = [*((tuple(tensor.shape), tensor.dtype) for tensor in tensors), self.output]
-        self.described = [description(tuple(shape), dtype) for shape, dtype in described]
+        self.described = [description(tuple(shape), dtype, MOST) for shape, dtype in described]
         offered = plugin.get_supported_format_combinations(self.described, len(tensors))
         assert [each.type for each in offered] == [dtype for _, dtype in described]
         assert {each.format for each in offered} == {trt.TensorFormat.LINEAR}

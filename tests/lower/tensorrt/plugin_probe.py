@@ -170,6 +170,29 @@ def shapes(torch_tensorrt, engines):
     return {"sizes": built.sizes, "output": list(plugin.output.shape), "ahead_of_time": built.aot}
 
 
+def few_rows_of_a_bounded_number(torch_tensorrt, engines):
+    """A batch of 2 to 16 rows is one kernel, which takes their number; of one row more it is not."""
+    import int8pass
+    from int8pass.lower.tensorrt import compile_program
+
+    found = {}
+    for most in (16, 17):
+        x = torch.randn(4, IN)
+        dims = ({0: torch.export.Dim("batch", min=2, max=most)},)
+        program = int8pass.convert(torch.export.export(model(), (x,), dynamic_shapes=dims))
+        shapes = {"min_shape": (2, IN), "opt_shape": (4, IN), "max_shape": (most, IN)}
+        compile_program(program, [torch_tensorrt.Input(**shapes, dtype=torch.float32)])
+        (plugin,) = plugins(engines[-1])
+        found[str(most)] = plugin.compute.__self__
+    _, ptx, launch, integers = found["16"].launch(found["16"].tactics[0])
+    return {
+        "ahead_of_time": {most: built.aot for most, built in found.items()},
+        "integers": integers,
+        "grid": launch["grid_x"],
+        "reads_rows": len(re.findall(r"\[int8pass_linear_param_5\]", ptx)) == 1,
+    }
+
+
 def when_ahead_of_time(torch_tensorrt, engines):
     """By the number of rows, and by what is known of columns."""
     import int8pass
@@ -254,7 +277,17 @@ def compiled(torch_tensorrt, engines):
     }
 
 
-CHECKS = (registered, layers, without_bias_and_weight, shapes, when_ahead_of_time, launches, forms, compiled)
+CHECKS = (
+    registered,
+    layers,
+    without_bias_and_weight,
+    shapes,
+    when_ahead_of_time,
+    few_rows_of_a_bounded_number,
+    launches,
+    forms,
+    compiled,
+)
 
 if __name__ == "__main__":
     with torch.no_grad():

@@ -61,6 +61,12 @@ def test_few_rows_are_compiled_ahead_of_time(check):
     assert (result["profile"], result["columns"], result["tactics"]) == (False, [2], [])
 
 
+def test_few_rows_of_a_number_that_is_bounded_are_too(check):
+    result = check("few_rows_of_a_bounded_number")
+    assert result["ahead_of_time"] == {"16": True, "17": False}
+    assert result["integers"] == ["1*a"] and result["grid"] == 1 and result["reads_rows"]
+
+
 def test_what_tensorrt_gets_of_a_kernel_that_is_compiled_ahead_of_time(check):
     launches = check("launches")["launches"]
     assert len(launches) >= 6
