@@ -4,9 +4,9 @@ The inputs are the op's tensors, the attributes its other arguments, each a NumP
 knows no optional inputs: without a bias there is one of zeros, and dequantized outlier columns read int8 weights, the
 codes, in the place of the float weight. Attribute dtype: a trt.DataType; columns: -1 alone for none beforehand.
 
-Ahead of time, a plugin is one kernel without memory of its own: that does for at most 16 rows, if that is known when the
-engine is built (linear_kernel.py). Other Linears are several kernels with results in between, and run just in time: the
-op itself, called by TensorRT through Python. Not yet run on a GPU. Source: TensorRT's Python API, tensorrt.plugin.
+Ahead of time, a plugin is one kernel without memory of its own: that does for at most 16 rows, if that is known when
+the engine is built (linear_kernel.py). Other Linears are several kernels with results in between, and run just in time:
+the op itself, called by TensorRT through Python. Not yet run on a GPU. Source: TensorRT's Python API, tensorrt.plugin.
 """
 
 import functools

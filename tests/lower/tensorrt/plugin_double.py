@@ -102,7 +102,7 @@ class SizesDouble:
 
 
 def description(shape, dtype, most=None):
-    """Of a tensor as the builder times it: a trt.DynamicPluginTensorDesc. most: what a size that is not known may be."""
+    """Of a tensor, for the builder: a trt.DynamicPluginTensorDesc. most: what a size that is not known may be."""
     tensor = trt.PluginTensorDesc()
     tensor.dims, tensor.type, tensor.format = trt.Dims(shape), dtype, trt.TensorFormat.LINEAR
     dynamic = trt.DynamicPluginTensorDesc()
@@ -140,14 +140,21 @@ class BuiltPlugin:
         plugin.configure_plugin(self.described[:-1], self.described[-1:])
         self.tactics = plugin.get_valid_tactics()
 
+    def loaded(self):
+        """The just-in-time plugin as it is in an engine that was saved and loaded: made anew of what it serialized."""
+        name, namespace = self.plugin.plugin_name, self.plugin.plugin_namespace
+        creator = trt.get_plugin_registry().get_creator(name, self.plugin.plugin_version, namespace)
+        fields = self.plugin.get_fields_to_serialize()
+        return creator.create_plugin(name, namespace, fields, trt.TensorRTPhase.RUNTIME)
+
     def compute(self, layer, *tensors):
-        """What TensorRT does of a just-in-time plugin at a run."""
+        """What TensorRT does with a just-in-time plugin when an engine runs."""
         assert not self.aot, "a kernel compiled ahead of time needs a GPU"
         shape = (*tensors[0].shape[:-1], tensors[1].shape[0])
         y = torch.empty(shape, dtype=torch_dtype(self.output[1]))
         inputs = [tensor.contiguous() for tensor in tensors]
         descriptions = [description(tuple(each.shape), trt_dtype(each)).desc for each in (*inputs, y)]
-        self.plugin.enqueue(
+        self.loaded().enqueue(
             descriptions[:-1], descriptions[-1:], [each.data_ptr() for each in inputs], [y.data_ptr()],
             [contiguous(each.shape) for each in inputs], [contiguous(y.shape)], 0,
         )  # fmt: skip

@@ -211,6 +211,24 @@ def when_ahead_of_time(torch_tensorrt, engines):
     return {**found, "profile": built.aot, "columns": built.plugin.attrs["columns"].tolist(), "tactics": built.tactics}
 
 
+def saved(torch_tensorrt, engines):
+    """The attributes of a plugin just in time, and of what is made of it when an engine is loaded."""
+    import int8pass
+
+    layer, x = model(), torch.randn(20, IN)
+    x[:, 2] = x[:, 5] = 9.0
+    profile = int8pass.calibrate(layer, [x], progress=False)
+    found = []
+    for options in ({"profile": profile}, {"outliers": "token", "threshold": 2.5}):
+        build(layer, x, **options, tensorrt={"linear_form": "plugin"})
+        built = plugins(engines[-1])[0].compute.__self__
+        found.append([
+            {name: [str(value.dtype), value.tolist()] for name, value in each.attrs.items()}
+            for each in (built.plugin, built.loaded())
+        ])  # fmt: skip
+    return {"attributes": found}
+
+
 def launches(torch_tensorrt, engines):
     """What `aot_impl` gives for every tactic, of each dtype: as TensorRT receives it."""
     found = []
@@ -284,6 +302,7 @@ CHECKS = (
     shapes,
     when_ahead_of_time,
     few_rows_of_a_bounded_number,
+    saved,
     launches,
     forms,
     compiled,

@@ -67,6 +67,14 @@ def test_few_rows_of_a_number_that_is_bounded_are_too(check):
     assert result["integers"] == ["1*a"] and result["grid"] == 1 and result["reads_rows"]
 
 
+def test_an_engine_that_is_loaded_has_the_plugin_that_was_saved(check):
+    (profiled, loaded), (token, also_loaded) = check("saved")["attributes"]
+    assert profiled == loaded and token == also_loaded
+    assert profiled["columns"] == ["int64", [2, 5]] and profiled["threshold"] == ["float64", [0.0]]
+    assert token["columns"] == ["int64", [-1]] and token["per_token"] == ["bool", [True]]
+    assert token["threshold"] == ["float64", [2.5]]
+
+
 def test_what_tensorrt_gets_of_a_kernel_that_is_compiled_ahead_of_time(check):
     launches = check("launches")["launches"]
     assert len(launches) >= 6
