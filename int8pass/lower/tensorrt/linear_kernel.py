@@ -32,7 +32,7 @@ TILES = (Tile(32, 256, 4, 2), Tile(64, 256, 4, 2), Tile(32, 256, 4, 4), Tile(16,
 # In bytes, what any launch may have; for more, a kernel must be told so, and TensorRT does not say that it does it.
 LARGEST_SHARED_MEMORY = 48 * 1024
 _FEATURES_AT_ONCE = 256  # of x, to find its scales and outliers
-_FIRST_CAPABILITY_WITH_INT8_PRODUCT = (8, 0)
+_AMPERE = (8, 0)
 _POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int8: "*i8"}
 
 
@@ -58,9 +58,10 @@ class CompiledLinear(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A Linear of up to `rows` rows. dtypes: of x, w_codes, w_scale, bias, weight and y; int8 weight: dequantized.
+    """A Linear of up to `rows` rows, for a GPU of some compute capability.
 
-    outliers: NONE, COLUMN or TOKEN of `kernels/cuda/fused.py`.
+    outliers: NONE, COLUMN or TOKEN of `kernels/cuda/fused.py`. dtypes: of x, w_codes, w_scale, bias, weight and y; a
+    weight in int8: outlier columns are dequantized from it.
     """
 
     rows: int
@@ -69,39 +70,50 @@ class Problem(NamedTuple):
     outliers: int
     threshold: float
     dtypes: tuple[torch.dtype, ...]
+    capability: tuple[int, int]
 
-    def constants(self, tile: Tile, half: bool = False) -> dict[str, int | float | bool]:
-        """The kernel's constant arguments. half: int8 products by way of float16, for Turing."""
+    @property
+    def half(self) -> bool:
+        """Whether int8 products go by way of float16: Triton has no others for Turing."""
+        return self.capability < _AMPERE
+
+    def constants(self, tile: Tile) -> dict[str, int | float | bool]:
+        """The kernel's constant arguments."""
         return {
             "OUTPUTS": self.outputs, "FEATURES": self.features, "OUTLIERS": self.outliers, "THRESHOLD": self.threshold,
-            "DEQUANTIZED": self.dtypes[4] == torch.int8, "HALF": half, "ROWS": triton.next_power_of_2(self.rows),
+            "DEQUANTIZED": self.dtypes[4] == torch.int8, "HALF": self.half, "ROWS": triton.next_power_of_2(self.rows),
             "BLOCK_N": tile.outputs, "BLOCK_K": tile.features, "BLOCK_X": _FEATURES_AT_ONCE,
         }  # fmt: skip
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
-        """Those of TILES that fit into shared memory: all but one stage of codes and of x, and the codes of x."""
+        """Those of TILES that fit into shared memory.
+
+        What is there: all but one stage of codes and of x, and the codes of x; on Turing, codes as 32-bit numbers.
+        """
         rows, size = triton.next_power_of_2(self.rows), self.dtypes[0].itemsize
 
         def needed(tile: Tile) -> int:
+            if self.half:
+                return 4 * tile.outputs * tile.features
             return ((tile.stages - 1) * (tile.outputs + rows * size) + rows) * tile.features
 
         return tuple(tile for tile in TILES if needed(tile) <= LARGEST_SHARED_MEMORY)
 
 
-def compile_linear(problem: Problem, tile: Tile, capability: tuple[int, int]) -> CompiledLinear:
-    """Compile for a GPU of this compute capability, which need not be there.
+def compile_linear(problem: Problem, tile: Tile) -> CompiledLinear:
+    """Compile for a GPU that need not be there.
 
     Grid: one program for each `tile.outputs` outputs. Arguments: x, w_codes, w_scale, bias, weight, the number of rows,
     y; every pointer a multiple of 16, as TensorRT's are. Raises EngineError where Triton's kernel needs what TensorRT
     does not give one.
     """
-    constants = problem.constants(tile, half=capability < _FIRST_CAPABILITY_WITH_INT8_PRODUCT)
+    constants = problem.constants(tile)
     pointers = [_POINTERS[dtype] for dtype in problem.dtypes]
     types = [*pointers[:-1], "i32", pointers[-1], *("constexpr" for _ in constants)]
     signature = dict(zip(int8pass_linear.arg_names, types, strict=True))
     aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(types) if kind.startswith("*")}
-    major, minor = capability
+    major, minor = problem.capability
     compiled = triton.compile(
         ASTSource(int8pass_linear, signature, constants, aligned),
         target=GPUTarget("cuda", 10 * major + minor, 32),

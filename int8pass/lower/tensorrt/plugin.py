@@ -77,7 +77,7 @@ def ahead_of_time(
 
     problem = _problem(x, w_codes, w_scale, bias, weight, threshold, per_token, outputs[0])
     tile = problem.tiles[max(tactic, 1) - 1]  # tactics count from 1; 0 is TensorRT's word for no choice
-    kernel = compile_linear(problem, tile, torch.cuda.get_device_capability())
+    kernel = compile_linear(problem, tile)
     launch = trtp.KernelLaunchParams()
     launch.grid_x = -(-problem.outputs // tile.outputs)
     launch.block_x, launch.shared_mem = kernel.threads, kernel.shared_memory
@@ -154,6 +154,8 @@ def _problem(x, w_codes, w_scale, bias, weight, threshold, per_token, y):
     from int8pass.lower.tensorrt.linear_kernel import Problem
 
     outputs, features = tuple(w_codes.shape)
-    rule = (float(threshold.item()), bool(per_token.item()))
+    bound = float(threshold.item())
+    outliers = fused.NONE if bound == 0.0 else fused.TOKEN if per_token.item() else fused.COLUMN
     dtypes = tuple(torch_dtype(tensor.dtype) for tensor in (x, w_codes, w_scale, bias, weight, y))
-    return Problem(math.prod(_largest(x.shape)[:-1]), features, outputs, fused._outliers(*rule, None), rule[0], dtypes)
+    rows, capability = math.prod(_largest(x.shape)[:-1]), torch.cuda.get_device_capability()
+    return Problem(rows, features, outputs, outliers, bound, dtypes, capability)

@@ -9,7 +9,7 @@ from int8pass.lower.tensorrt.linear_kernel import TILES, Problem, int8pass_linea
 from tests.kernels.cuda_inputs import DEVICE, DTYPES, Case, planted
 
 
-def launched(case, tile, half=False):
+def launched(case, tile, capability=(9, 0)):
     """y of the kernel with arguments as TensorRT gives them: a bias of zeros for none, codes for no float weight."""
     quantized, (rows, features), outputs = case.quantized, case.x.shape, case.weight.shape[0]
     weight = case.weight.contiguous() if case.original else quantized.codes
@@ -18,9 +18,9 @@ def launched(case, tile, half=False):
     inputs = (case.x, quantized.codes, quantized.scale, bias, weight)
     kind = fused.NONE if not case.threshold else fused.TOKEN if case.outliers == "token" else fused.COLUMN
     dtypes = tuple(tensor.dtype for tensor in (*inputs, y))
-    problem = Problem(rows, features, outputs, kind, case.threshold, dtypes)
+    problem = Problem(rows, features, outputs, kind, case.threshold, dtypes, capability)
     grid = (triton.cdiv(outputs, tile.outputs),)
-    int8pass_linear[grid](*inputs, rows, y, **problem.constants(tile, half))
+    int8pass_linear[grid](*inputs, rows, y, **problem.constants(tile))
     return y
 
 
@@ -47,7 +47,7 @@ def test_not_a_number_and_products_in_float16():
     x = planted(4, 40, torch.float32, 2)
     x[0, 3], x[1, 5] = torch.nan, torch.inf
     case = Case(x, planted(17, 40, torch.float32, 0), None)
-    for half in (False, True):
-        y = launched(case, TILES[0], half)
+    for capability in ((9, 0), (7, 5)):
+        y = launched(case, TILES[0], capability)
         case.check(y)
         assert y[0].isnan().all() and not y[2:].isnan().any()

@@ -37,6 +37,7 @@ KINDS = {
     "str": str,
     "Dims": (trt.Dims, tuple, list),
     "Callable": Callable,
+    "function": Callable,  # what TensorRT 10.15 writes
 }
 
 

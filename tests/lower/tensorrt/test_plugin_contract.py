@@ -8,7 +8,7 @@ import importlib.util
 
 import pytest
 
-from tests.lower.tensorrt.contract import SKIPS, Findings
+from tests.lower.tensorrt.contract import MINOR, SKIPS, Findings
 from tests.lower.tensorrt.plugin_probe import LINEARS
 
 pytestmark = [
@@ -63,6 +63,9 @@ def test_few_rows_are_compiled_ahead_of_time(check):
 
 def test_few_rows_of_a_number_that_is_bounded_are_too(check):
     result = check("few_rows_of_a_bounded_number")
+    if MINOR in ("2.11", "2.12"):  # torch-tensorrt tells converters of no bounds
+        assert result["ahead_of_time"] == {"16": False, "17": False}
+        return
     assert result["ahead_of_time"] == {"16": True, "17": False}
     assert result["integers"] == ["1*a"] and result["grid"] == 1 and result["reads_rows"]
 
