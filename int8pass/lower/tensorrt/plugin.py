@@ -107,6 +107,7 @@ def add_layer(
     """
     namespace, name = NAME.split("::")
     known = np.array(_NONE_BEFOREHAND if columns is None else columns, dtype=np.int64)
+    _require_right_arrays(known)
     attributes = {
         "threshold": np.array([threshold], dtype=np.float64),
         "per_token": np.array([per_token], dtype=np.bool_),
@@ -118,6 +119,15 @@ def add_layer(
     if layer is None:
         raise EngineError(f"TensorRT took no plugin {NAME}: its log says why")
     return layer
+
+
+def _require_right_arrays(columns: np.ndarray) -> None:
+    """Raise EngineError where TensorRT would read other columns: 10.15 repeats the first one, with NumPy 2.4."""
+    if not np.array_equal(trt.PluginField("columns", columns, trt.PluginFieldType.INT64).data, columns):
+        raise EngineError(
+            f"TensorRT {trt.__version__} reads the columns of a profile wrongly with NumPy {np.__version__}: take "
+            "torch-tensorrt 2.12 or newer, or leave out tensorrt={'linear_form': 'plugin'}"
+        )
 
 
 def is_one_kernel(sizes: Sequence[int | None], columns: np.ndarray) -> bool:

@@ -1,11 +1,8 @@
-"""Run by test_plugin_contract in processes of its own: the plugin through torch-tensorrt and TensorRT's real Python.
+"""Run by test_plugin_contract in a process of its own: what the plugin says of itself to TensorRT, and its kernels.
 
 python -m tests.lower.tensorrt.plugin_probe STAND_INS TORCH_TENSORRT FOLDER    prints one JSON object a line
-
-With TRITON_INTERPRET=1: what just-in-time plugins compute. Without: what plugins say of themselves, and their kernels.
 """
 
-import os
 import re
 import sys
 
@@ -13,81 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests import reference
 from tests.lower.tensorrt import stand_ins
 from tests.lower.tensorrt.converters_probe import IN, OUT, message, report
-
-# leading sizes, dtype and options; rows that are known and few would be a kernel compiled ahead of time
-LINEARS = {
-    "float32": {},
-    "float16": {"dtype": torch.float16},
-    "bfloat16": {"dtype": torch.bfloat16},
-    "no bias": {"bias": False},
-    "three dimensions": {"leading": (3, 7)},
-    "token": {"outliers": "token"},
-    "dequantized columns": {"outlier_weights": "dequantized", "dtype": torch.float16},
-    "columns of a profile": {"profiled": True},
-    "no outlier branch": {"threshold": 0.0},
-    "not a number": {"special": True},
-}
+from tests.lower.tensorrt.plugin_numbers_probe import build, plugins
 
 
 def main(libraries, package, folder):
     torch_tensorrt = stand_ins.load(libraries, package, folder)
     engines = stand_ins.engines_as_doubles()
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        for name, case in LINEARS.items():
-            report("linear", name, lambda case=case: linear(engines, **case))
-    else:
-        for check in CHECKS:
-            report("check", check.__name__, lambda check=check: check(torch_tensorrt, engines))
-
-
-def plugins(engine):
-    return [layer for layer in engine.network.layers if layer.kind == "add_plugin"]
-
-
-def build(layer, x, **options):
-    """The engine of an exported Linear whose Linears are plugins."""
-    import int8pass
-    from int8pass.lower.tensorrt import compile_program
-
-    settings = options.pop("tensorrt", None)
-    program = int8pass.convert(torch.export.export(layer, (x,)), options=options)
-    return compile_program(program, [x], tensorrt=settings)
-
-
-def linear(engines, leading=(20,), dtype=torch.float32, bias=True, threshold=6.0, outliers="column",
-           outlier_weights="original", profiled=False, special=False):  # fmt: skip
-    """How far a just-in-time plugin is from the float64 reference, in units of its tolerance."""
-    import int8pass
-
-    layer = nn.Linear(IN, OUT, bias=bias, dtype=dtype).eval().requires_grad_(False)
-    x = torch.randn(*leading, IN).clamp(-4, 4).to(dtype)
-    x[..., 3], x[..., 7] = 20.0, -15.0
-    if special:
-        x[0, 1], x[1, 2] = torch.nan, torch.inf
-    options = {"threshold": threshold, "outliers": outliers, "outlier_weights": outlier_weights}
-    if profiled:
-        options["profile"] = int8pass.calibrate(layer, [x], progress=False)
-    y = build(layer, x, **options, tensorrt={"linear_form": "plugin"})(x)
-    assert y.dtype == dtype and y.shape == (*leading, OUT)
-    rows = x.float().reshape(-1, IN).numpy()
-    given = layer.bias.float().numpy() if bias else None
-    wanted, magnitude = reference.linear(
-        rows, layer.weight.float().numpy(), given, threshold=threshold, outliers=outliers,
-        outlier_weights=outlier_weights,
-    )  # fmt: skip
-    bound = reference.tolerance(wanted, magnitude, IN, torch.finfo(dtype).eps)
-    found, finite = y.double().reshape(-1, OUT).numpy(), np.isfinite(wanted)
-    assert np.array_equal(found[~finite], wanted[~finite], equal_nan=True)
-    (plugin,) = plugins(engines[-1])
-    return {
-        "error": float(np.max((np.abs(found - wanted) / bound)[finite])),
-        "rows_of_nan": int(np.isnan(found).any(1).sum()),
-        "inputs": len(engines[-1].network.inputs),
-        "ahead_of_time": plugin.compute.__self__.aot,
-    }
+    for check in CHECKS:
+        report("check", check.__name__, lambda check=check: check(torch_tensorrt, engines))
 
 
 def model(bias=True, dtype=torch.float32):
@@ -232,6 +164,26 @@ def saved(torch_tensorrt, engines):
     return {"attributes": found}
 
 
+def columns_that_are_misread(torch_tensorrt, engines):
+    """By a TensorRT whose fields repeat their first number."""
+    import tensorrt as trt
+
+    import int8pass
+
+    class Field:
+        def __init__(self, name, data, kind):
+            self.data = np.full_like(data, data[0])
+
+    layer, x = model(), torch.randn(20, IN)
+    x[:, 2] = x[:, 5] = 9.0
+    profile, real = int8pass.calibrate(layer, [x], progress=False), trt.PluginField
+    trt.PluginField = Field
+    try:
+        return message(lambda: build(layer, x, profile=profile, tensorrt={"linear_form": "plugin"}))
+    finally:
+        trt.PluginField = real
+
+
 def launches(torch_tensorrt, engines):
     """What `aot_impl` gives for every tactic, of each dtype: as TensorRT receives it."""
     found = []
@@ -306,6 +258,7 @@ CHECKS = (
     when_ahead_of_time,
     few_rows_of_a_bounded_number,
     saved,
+    columns_that_are_misread,
     launches,
     forms,
     compiled,

@@ -9,7 +9,7 @@ import importlib.util
 import pytest
 
 from tests.lower.tensorrt.contract import MINOR, SKIPS, Findings
-from tests.lower.tensorrt.plugin_probe import LINEARS
+from tests.lower.tensorrt.plugin_numbers_probe import LINEARS
 
 pytestmark = [
     *SKIPS,
@@ -25,7 +25,7 @@ def check(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    return Findings("plugin_probe", tmp_path_factory.mktemp("interpreted"), TRITON_INTERPRET="1")
+    return Findings("plugin_numbers_probe", tmp_path_factory.mktemp("interpreted"), TRITON_INTERPRET="1")
 
 
 def test_it_is_registered_under_the_name_and_with_the_arguments_of_the_op(check):
@@ -76,6 +76,11 @@ def test_an_engine_that_is_loaded_has_the_plugin_that_was_saved(check):
     assert profiled["columns"] == ["int64", [2, 5]] and profiled["threshold"] == ["float64", [0.0]]
     assert token["columns"] == ["int64", [-1]] and token["per_token"] == ["bool", [True]]
     assert token["threshold"] == ["float64", [2.5]]
+
+
+def test_columns_that_tensorrt_would_misread_are_an_error(check):
+    result = check("columns_that_are_misread")
+    assert result["type"] == "EngineError" and "reads the columns of a profile wrongly" in result["message"]
 
 
 def test_what_tensorrt_gets_of_a_kernel_that_is_compiled_ahead_of_time(check):
