@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import int8pass
+from int8pass.errors import ProfileError
 from tests.linear_models import IN, OUT, activation, frozen, relative_error
 
 
@@ -119,5 +120,5 @@ def test_a_profile_is_never_used_for_another_block():
     for block in blocks:
         block.compile(backend="int8mixed", options={**OPTIONS, "profile": profile})
     assert 0 < relative_error(blocks[0](x), original(x)) < 0.03
-    with pytest.raises(int8pass.ProfileError, match=r"another model: the values or the dtype of 'body.weight' differ"):
+    with pytest.raises(ProfileError, match=r"another model: the values or the dtype of 'body.weight' differ"):
         blocks[1](x)
