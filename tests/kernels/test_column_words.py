@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from int8pass.kernels.cuda.column_words import slots
+from int8pass.kernels.cuda.column_words import slot_of, slots
 from int8pass.weight_cache import WeightCache
 from int8pass.weights import quantize_weight
 
@@ -13,6 +13,18 @@ from int8pass.weights import quantize_weight
 def test_it_is_bounded(features, expected):
     assert slots(features) == expected
     assert features < 256 or slots(features) * 4 <= features / 8
+
+
+@pytest.mark.parametrize("features", [40, 768, 1200, 4096])
+def test_slot_and_tag_are_the_column(features):
+    places = {(slot_of(column, features), column // slots(features)) for column in range(features)}
+    assert len(places) == features and {slot for slot, _ in places} == set(range(slots(features)))
+
+
+@pytest.mark.parametrize("distance", [64, 128, 256, 512])
+def test_columns_at_regular_distances_have_slots_of_their_own(distance):
+    columns = range(0, 4096, distance)
+    assert len({slot_of(column, 4096) for column in columns}) == len(columns)
 
 
 def test_it_is_made_once_and_counted():

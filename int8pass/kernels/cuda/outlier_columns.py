@@ -3,7 +3,10 @@
 import triton
 import triton.language as tl
 
+from int8pass.kernels.cuda import column_words
 from int8pass.kernels.cuda.arithmetic import TOKEN, is_outlier
+
+_SKEW = tl.constexpr(column_words.SKEW)
 
 
 @triton.jit
@@ -34,7 +37,8 @@ def load_weight_columns(
             values = tl.div_rn(values, unit[None, :]).to(tl.float16)
     else:
         # past the first-level cache, which other multiprocessors' words do not reach
-        place = words + (column % SLOTS).to(tl.int64)[:, None] * N + n[None, :]
+        slot = (column + _SKEW * (column // SLOTS)) % SLOTS
+        place = words + slot.to(tl.int64)[:, None] * N + n[None, :]
         kept = inside & (number < SLOTS)[:, None]
         word = tl.load(place, mask=kept, other=0, cache_modifier=".cg")
         tag = (column // SLOTS + 1)[:, None]
