@@ -44,7 +44,7 @@ def _cuda_quantize(x, threshold, per_token, columns=None):
     _require(x)
     rows = _rows(x)
     flags = None if columns is None else known_columns(tuple(columns), x.shape[-1], x.device)[0]
-    codes, scale, found = quantize(rows, _outliers(threshold, per_token, columns), threshold, flags)
+    codes, scale, found = quantize(rows, outlier_kind(threshold, per_token, columns), threshold, flags)
     return codes.reshape(x.shape), scale.reshape(x.shape[:-1]), found
 
 
@@ -80,7 +80,7 @@ def _cuda_linear(
         found = known_columns(tuple(columns), x.shape[-1], x.device)[1]
     source = w_codes if weight is None else weight
     epilogue = Epilogue(
-        scale.reshape(-1), w_scale, bias, _rows(x), source, words, found, _outliers(threshold, per_token, columns),
+        scale.reshape(-1), w_scale, bias, _rows(x), source, words, found, outlier_kind(threshold, per_token, columns),
         threshold, dtype,
     )  # fmt: skip
     y = many_rows_linear(codes.reshape(-1, codes.shape[-1]), w_codes, epilogue)
@@ -113,7 +113,7 @@ def _cuda_int8_linear(x, w_codes, w_scale, bias, weight, words, threshold, per_t
         quantized = _cuda_quantize(x, threshold, per_token, columns)
         return _cuda_linear(x, *quantized, w_codes, w_scale, bias, weight, words, threshold, per_token, dtype, columns)
     flags = None if columns is None else known_columns(tuple(columns), x.shape[-1], x.device)[0]
-    kind = _outliers(threshold, per_token, columns)
+    kind = outlier_kind(threshold, per_token, columns)
     y = few_rows_linear(rows, w_codes, w_scale, bias, weight, words, flags, kind, threshold, dtype)
     return y.reshape(*x.shape[:-1], w_scale.shape[0])
 
@@ -142,7 +142,8 @@ def known_columns(columns: tuple[int, ...], features: int, device: torch.device)
     return flags.to(device), listed.to(device)
 
 
-def _outliers(threshold: float, per_token: bool, columns: list[int] | None) -> int:
+def outlier_kind(threshold: float, per_token: bool, columns: list[int] | None) -> int:
+    """Which features the kernels take for outliers."""
     if columns is not None:
         return LISTED
     if threshold == 0.0:
