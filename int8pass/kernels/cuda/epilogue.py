@@ -98,15 +98,16 @@ def finish(
                 ROUNDED,
             )  # fmt: skip
             if DEQUANTIZED and WIDE:
-                right = right.to(tl.float32) * column_scale[None, :]
+                right = right.to(tl.float32) * column_scale[:, None]
             elif DEQUANTIZED:  # fractions of 128: exact in both 16-bit types, and the product cannot overflow
                 right = (right.to(tl.float32) * 0.0078125).to(left.dtype)
             if WIDE:
-                result = tl.dot(left.to(tl.float32), right.to(tl.float32), result, input_precision="ieee")
+                right = tl.trans(right.to(tl.float32))
+                result = tl.dot(left.to(tl.float32), right, result, input_precision="ieee")
             elif DEQUANTIZED:
-                result += tl.dot(left, right) * (column_scale * 128.0)[None, :]
+                result += tl.dot(left, tl.trans(right)) * (column_scale * 128.0)[None, :]
             else:
-                result = tl.dot(left, right, result)
+                result = tl.dot(left, tl.trans(right), result)
     if bias is not None:
         result += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     place = y + m.to(tl.int64)[:, None] * N + n[None, :]

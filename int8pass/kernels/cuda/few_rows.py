@@ -113,9 +113,9 @@ def _few_rows(
                     first + tl.arange(0, _COLUMNS_AT_ONCE), stride_n, stride_k, SLOTS, ROUNDED,
                 ).to(tl.float32)  # fmt: skip
                 if DEQUANTIZED:
-                    right = right * column_scale[None, :]
+                    right = right * column_scale[:, None]
                 # summed over the last axis: over the middle one Triton would make it a product in TF32
-                outlier += tl.sum(left[:, None, :] * tl.trans(right)[None, :, :], axis=2)
+                outlier += tl.sum(left[:, None, :] * right[None, :, :], axis=2)
 
     sums = tl.zeros([_TILE_ROWS, BLOCK_N], tl.int32)
     length = tl.cdiv(tl.cdiv(K, BLOCK_K), PARTS) * BLOCK_K
