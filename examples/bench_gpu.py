@@ -3,6 +3,8 @@
 python examples/bench_gpu.py                      everything: the paper's Table 5, decoding, Llama-3-8B-shaped blocks
 python examples/bench_gpu.py --widths 4096 12288  fewer widths; --peers 'bare-*' 'float-*' fewer contestants
 python examples/bench_gpu.py --check              the check alone
+python examples/bench_gpu.py --tiles              the table of tiles for 17 to 64 rows, and its alternatives, timed
+python examples/bench_gpu.py --products           Triton's int8 product beside cuBLASLt's; the faster is kept and used
 python examples/bench_gpu.py --quick              the check at small shapes; on a machine without a GPU, interpreted
 
 Writes gpu.json and charts to --out. Times are device times: medians of CUDA-graph replays, interleaved in one run.
@@ -15,7 +17,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from int8pass.bench import gpu
+from int8pass.bench import gpu, gpu_choices
+from int8pass.bench.gpu_cases import LinearShape
 from int8pass.errors import Int8PassError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -31,7 +34,13 @@ def main() -> None:
             return
         device = gpu.require_cuda()
         gpu.check(device, large=not options.quick, console=console)
-        if not (options.quick or options.check):
+        if options.tiles or options.products:
+            stopwatch = gpu_choices.Stopwatch(device, DTYPES[options.dtype], options.rounds)
+            if options.tiles:
+                gpu_choices.measure_tiles(stopwatch, shapes(options, gpu_choices.TILE_ROWS), console)
+            if options.products:
+                gpu_choices.measure_products(stopwatch, shapes(options, gpu_choices.PRODUCT_ROWS), console)
+        elif not (options.quick or options.check):
             gpu.run(plan(options), device, console)
     except Int8PassError as error:
         sys.exit(f"error: {error}")
@@ -41,6 +50,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only check the kernels, at small shapes")
     parser.add_argument("--check", action="store_true", help="only check the kernels")
+    parser.add_argument("--tiles", action="store_true", help="after the check, only time tiles of 17 to 64 rows")
+    parser.add_argument("--products", action="store_true", help="after the check, only choose between int8 products")
     parser.add_argument("--out", type=Path, default=Path("bench-gpu"), help="folder of the results")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     parser.add_argument("--rounds", type=int, default=7)
@@ -49,6 +60,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-blocks", action="store_true", help="single Linears alone")
     parser.add_argument("--peers", nargs="+", default=[], help="globs of contestants' names")
     return parser.parse_args()
+
+
+def shapes(options: argparse.Namespace, rows: tuple[int, ...]) -> list[LinearShape]:
+    return [LinearShape(count, width, 4 * width) for count in options.rows or rows for width in options.widths]
 
 
 def plan(options: argparse.Namespace) -> gpu.Plan:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _WORDS = {
     "column_cache": "outlier columns",
     "profiled_cache": "outlier columns",
+    "column_words": "outlier columns",
+    "wide_column_words": "outlier columns",
     "input_factor": "input factor",
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from int8pass.errors import WeightError
 from int8pass.kernels.cpu import fused
 from int8pass.kernels.cpu.packing import ZERO_POINT, code_offset, pack, packed_shape, unpack
+from int8pass.kernels.cuda.column_words import empty_words, words_shape
 from int8pass.quantization.absmax import INT8_MAX, absmax_codes
 from int8pass.quantization.rounded_weights import RoundedWeights, WeightForm
 from int8pass.quantization.scheme import PER_CHANNEL, WeightQuantization
@@ -36,7 +37,8 @@ class QuantizedWeight:
     code_sums: int32 like scale, sums of the codes; packed and offset: the layout of the fused CPU kernel. Memory holds
     the codes once: `packed` takes their place. Only where a graph that is not fused (training, debugging) reads `codes`
     after that are both kept. column_cache, profiled_cache: where that kernel keeps outlier columns of the float weight
-    between calls, as they are and, for those that a profile names, in 16 bits.
+    between calls, as they are and, for those that a profile names, in 16 bits. column_words, wide_column_words: the
+    CUDA kernels' cache, of 16-bit values and of float32.
     """
 
     _lock = threading.Lock()
@@ -50,6 +52,7 @@ class QuantizedWeight:
         self._offset: Tensor | None = None
         self._code_sums: Tensor | None = None
         self._caches: dict[str, Tensor] = {}
+        self._words: dict[str, Tensor] = {}
         self._fields: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
 
     def fields(self, names: tuple[str, ...]) -> tuple[Tensor, ...]:
@@ -110,6 +113,20 @@ class QuantizedWeight:
             return self._caches[field]
 
     @property
+    def column_words(self) -> Tensor:
+        return self._column_words("column_words", wide=False)
+
+    @property
+    def wide_column_words(self) -> Tensor:
+        return self._column_words("wide_column_words", wide=True)
+
+    def _column_words(self, field: str, wide: bool) -> Tensor:
+        with self._lock:
+            if field not in self._words:
+                self._words[field] = empty_words(*self.shape, wide, self.scale.device)
+            return self._words[field]
+
+    @property
     def cached_columns(self) -> ColumnCounts:
         """What became of the outlier columns that calls asked for."""
         counts = [fused.cpu_column_cache_counts(cache).tolist() for cache in list(self._caches.values())]
@@ -117,7 +134,10 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
-        held = (self._codes, self._packed, self._offset, self._code_sums, self.scale, self.input_factor)
+        held = (
+            self._codes, self._packed, self._offset, self._code_sums, self.scale, self.input_factor,
+            *list(self._words.values()),
+        )  # fmt: skip
         return sum(tensor.nbytes for tensor in held if tensor is not None) + self.cached_columns.nbytes
 
     def empty(self, field: str) -> Tensor:
@@ -131,6 +151,8 @@ class QuantizedWeight:
             "offset": (self.shape[:1], torch.int32),
             "column_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
             "profiled_cache": ((fused.COLUMN_CACHE_BYTES,), torch.uint8),
+            "column_words": (words_shape(*self.shape), torch.int32),
+            "wide_column_words": (words_shape(*self.shape), torch.int64),
         }[field]
         return torch.empty(shape, dtype=dtype, device=self.scale.device)
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from int8pass.break_even.products import cublaslt_takes
 from int8pass.kernels.cuda import fused
-from int8pass.weights import quantize_weight
+from int8pass.weights import QuantizedWeight, quantize_weight
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 RULES = ((0.0, False), (6.0, False), (6.0, True))  # threshold, per_token
-SMALL = ((3, 130, 40), (33, 70, 65))  # M, K, N: off every block size
+SMALL = ((3, 130, 40), (33, 70, 65), (20, 136, 48))  # M, K, N: off every block size; the last one is cuBLASLt's too
 LARGE = ((1, 70, 33), (1, 4096, 4096), (1, 4095, 1023), (7, 4096, 256), (16, 11008, 4096), (17, 1, 1), (200, 4097, 300),
          (2048, 4096, 4096))  # fmt: skip
 
@@ -71,14 +72,38 @@ def _results(
             expected = _reference(x, weight, bias, threshold, per_token, original)
             if original:
                 yield "cuda_quantize", _quantize_error(parts, expected), case
+            words = _words(quantized, dtype) if original else None
             rest = (
-                quantized.codes, quantized.scale, bias_device, weight_device if original else None, threshold,
+                quantized.codes, quantized.scale, bias_device, weight_device if original else None, words, threshold,
                 per_token, dtype,
             )  # fmt: skip
             y = fused.cuda_linear(x_device, *parts, *rest)
             yield "cuda_linear", _error(y, expected), case
             y = fused.cuda_int8_linear(x_device, *rest)
             yield "cuda_int8_linear", _error(y, expected), case
+            for name, y in _other_products(x_device, parts, rest):
+                yield name, _error(y, expected), case
+
+
+def _words(quantized: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    return quantized.wide_column_words if dtype == torch.float32 else quantized.column_words
+
+
+def _other_products(x: Tensor, quantized: tuple[Tensor, ...], rest: tuple) -> Iterator[tuple[str, Tensor]]:
+    """The Linear with K in two parts, and by cuBLASLt where it takes it."""
+    from int8pass.kernels.cuda.epilogue import Epilogue
+    from int8pass.kernels.cuda.gemm import int8_gemm
+    from int8pass.kernels.cuda.many_rows import cublaslt_linear
+    from int8pass.kernels.cuda.tiles import Tile
+
+    codes, x_scale, columns = quantized
+    w_codes, w_scale, bias, weight, words, threshold, per_token, dtype = rest
+    outliers = fused.outlier_kind(threshold, per_token, None)
+    source = w_codes if weight is None else weight
+    epilogue = Epilogue(x_scale, w_scale, bias, x, source, words, columns, outliers, threshold, dtype)
+    yield "in two parts", int8_gemm(codes, w_codes, epilogue, Tile(32, 32, 64, warps=4, stages=3, parts=2))
+    if cublaslt_takes(len(x), *w_codes.shape):
+        yield "by cuBLASLt", cublaslt_linear(codes, w_codes, epilogue)
 
 
 def _inputs(M: int, K: int, N: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,7 +35,7 @@ def key_of(case: Case, config: Int8MixedConfig) -> dict[str, str]:
     options = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     options["outlier_weights"] = "original" if config.keeps_original_weights else "dequantized"
     found = {
-        "device": _device(case.device),
+        "device": device_in_words(case.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "int8pass": importlib.metadata.version("int8pass"),
@@ -81,7 +81,7 @@ def _path(key: dict[str, str]) -> Path:
     return cache_folder() / "break_even" / f"{digest}.json"
 
 
-def _device(device: torch.device) -> str:
+def device_in_words(device: torch.device) -> str:
     """The processor, with its instruction sets, or the accelerator."""
     if device.type == "cpu":
         return f"{cpu_model()} {processor_flags()}"

@@ -8,14 +8,14 @@ before:
     %outlier_mm : f32[32, 48] = int8pass.outlier_mm(%x, %outlier_mask, %w)
     %dequantize : f16[32, 48] = int8pass.dequantize(%int8_mm, %scale_per_token, %w_scale, %outlier_mm, %bias, float16)
 after:
-    %cuda_int8_linear : f16[32, 48] = int8pass.cuda_int8_linear(%x, %w_codes, %w_scale, %bias, %w, 6.0, False, float16)
+    %cuda_int8_linear : f16[32, 48] = int8pass.cuda_int8_linear(%x, %w_codes, %w_scale, %bias, %w, %w_column_words, ...)
 or, where %x has several readers and more than a few rows:
     %cuda_quantize : (i8[32, 64], f32[32], i32[65]) = int8pass.cuda_quantize(%x, 6.0, False)
     %getitem : i8[32, 64] = getitem(%cuda_quantize, 0)
     ...
     %cuda_linear : f16[32, 48] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %w_codes, %w_scale, ...)
 
-A profile's columns follow as a last argument.
+%w_column_words : i32[8, 48] keeps outlier columns of %w between calls. A profile's columns follow as a last argument.
 """
 
 import math
@@ -36,7 +36,7 @@ def fuse_cuda_linear(program: Program) -> int:
         _prepare(match)
     shared = quantize_shared_inputs([match for match in found if not _has_few_rows(match.x)], _quantize)
     for match in found:
-        replace(match.dequantize, _linear(match, shared.get(match.quantize, ())))
+        replace(match.dequantize, _linear(program, match, shared.get(match.quantize, ())))
     return len(found)
 
 
@@ -64,10 +64,19 @@ def _quantize(match: RewrittenLinear) -> fx.Node:
     return insert(match.quantize, fused.cuda_quantize, match.x, *match.outlier_rule, *match.known_columns)
 
 
-def _linear(match: RewrittenLinear, quantized: tuple[fx.Node, ...]) -> fx.Node:
+def _linear(program: Program, match: RewrittenLinear, quantized: tuple[fx.Node, ...]) -> fx.Node:
     op = fused.cuda_linear if quantized else fused.cuda_int8_linear
     *_, w_scale, _, bias, dtype = match.dequantize.args
     return insert(
-        match.dequantize, op, match.x, *quantized, match.codes, w_scale, bias, match.weight, *match.outlier_rule,
-        dtype, *match.known_columns,
+        match.dequantize, op, match.x, *quantized, match.codes, w_scale, bias, match.weight,
+        _column_words(program, match), *match.outlier_rule, dtype, *match.known_columns,
     )  # fmt: skip
+
+
+def _column_words(program: Program, match: RewrittenLinear) -> fx.Node | None:
+    """The cache of the weight's outlier columns; None where they come from int8, or the weight is not the pass's."""
+    held = program.weight_inputs.get(match.codes.name)
+    if match.weight is None or held is None:
+        return None
+    wide = value_of(match.weight).dtype == torch.float32 and not match.known_columns
+    return program.weight_input(held.expression, "wide_column_words" if wide else "column_words")

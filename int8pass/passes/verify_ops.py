@@ -15,6 +15,7 @@ from int8pass.torch_private import OpOverload
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 BOOL, INT8, UINT8, INT32, FLOAT32 = (torch.bool,), (torch.int8,), (torch.uint8,), (torch.int32,), (torch.float32,)
+WORDS = (torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ TABLE: dict[OpOverload, Signature] = {
     fused.cpu_static_linear: Signature((FLOATS, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
     fused.cpu_int8_linear: Signature((FLOATS, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
     cuda.cuda_quantize: Signature((FLOATS,), rank=None, results=(INT8, FLOAT32, INT32)),
-    cuda.cuda_linear: Signature((FLOATS, INT8, FLOAT32, INT32, INT8, FLOAT32, FLOATS, FLOATS), FLOATS),
-    cuda.cuda_int8_linear: Signature((FLOATS, INT8, FLOAT32, FLOATS, FLOATS), FLOATS),
+    cuda.cuda_linear: Signature((FLOATS, INT8, FLOAT32, INT32, INT8, FLOAT32, FLOATS, FLOATS, WORDS), FLOATS),
+    cuda.cuda_int8_linear: Signature((FLOATS, INT8, FLOAT32, FLOATS, FLOATS, WORDS), FLOATS),
 }
 
 

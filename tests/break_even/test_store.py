@@ -65,7 +65,7 @@ def test_options_about_other_things_do_not(change):
 
 def test_machine_and_versions_are_in_the_key(monkeypatch):
     assert KEY["torch"] == torch.__version__ and KEY["threads"] == str(torch.get_num_threads())
-    for name in ("_device", "kernel_version"):
+    for name in ("device_in_words", "kernel_version"):
         with monkeypatch.context() as changed:
             changed.setattr(store, name, lambda *device: "another")
             assert store.key_of(CASE, CONFIG) != KEY

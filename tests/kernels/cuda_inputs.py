@@ -28,7 +28,8 @@ def planted(rows: int, columns: int, dtype: torch.dtype, outliers: int, seed: in
 
 @dataclass
 class Case:
-    """One Linear with its input. weight: [N, K]; original: whether outliers are multiplied with it."""
+    """One Linear with its input. weight: [N, K]; original: whether outliers are multiplied with it; words: a cache of
+    its columns."""
 
     x: torch.Tensor
     weight: torch.Tensor
@@ -36,6 +37,7 @@ class Case:
     threshold: float = 6.0
     outliers: str = "column"
     original: bool = True
+    words: torch.Tensor | None = None
 
     @property
     def quantized(self) -> QuantizedWeight:
@@ -51,7 +53,7 @@ class Case:
     def results(self) -> tuple[torch.Tensor, torch.Tensor]:
         """y from cuda_quantize and cuda_linear, and from cuda_int8_linear."""
         quantized, weight = self.quantized, self.weight if self.original else None
-        rest = (quantized.codes, quantized.scale, self.bias, weight, *self.rule, self.x.dtype)
+        rest = (quantized.codes, quantized.scale, self.bias, weight, self.words, *self.rule, self.x.dtype)
         return fused.cuda_linear(self.x, *self.quantize(), *rest), fused.cuda_int8_linear(self.x, *rest)
 
     def check_all(self) -> tuple[torch.Tensor, torch.Tensor]:

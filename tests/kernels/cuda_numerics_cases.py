@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from int8pass.kernels.cuda import few_rows, fused, gemm
 from int8pass.kernels.cuda.arithmetic import COLUMN, LISTED, NONE, TOKEN
-from tests.kernels.cuda_inputs import DEVICE, DTYPES, Case, planted
+from int8pass.kernels.cuda.epilogue import Epilogue
+from int8pass.kernels.cuda.tiles import Tile
+from tests import reference
+from tests.kernels.cuda_inputs import DEVICE, DTYPES, Case, as_array, planted
 
 RULES = [(0.0, "column"), (6.0, "column"), (6.0, "token"), (1.0, "column"), (1.0, "token")]
 # M, K, N: off every block size, a single feature, a single output
@@ -93,33 +96,62 @@ def test_parts_of_few_rows_add_up(rows, kind):
     case = Case(x, weight, planted(1, 20, torch.float16, 0)[0])
     flags = torch.zeros(1300, dtype=torch.int8, device=DEVICE)
     flags[::100] = 1
-    arguments = (case.quantized.codes, case.quantized.scale, case.bias, weight, flags, kind.value, 6.0, torch.float32)
+    held = (case.quantized.codes, case.quantized.scale, case.bias, weight, None)
+    arguments = (*held, flags, kind.value, 6.0, torch.float32)
     whole = few_rows.few_rows_linear(x, *arguments, parts=1)
     for parts in (2, 5):
         y = few_rows.few_rows_linear(x, *arguments, parts=parts)
         torch.testing.assert_close(y, whole, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("dtype, threshold, outliers", [(torch.float32, 6.0, "token"), (torch.float16, 6.0, "column"),
+                                                        (torch.bfloat16, 0.0, "column")], ids=str)  # fmt: skip
+def test_parts_of_middle_rows_add_up(dtype, threshold, outliers, parts):
+    """Split along K; the last part may be short, or empty."""
+    case = Case(
+        planted(33, 150, dtype, 4), planted(70, 150, dtype, 0), planted(1, 70, dtype, 0)[0], threshold, outliers
+    )
+    quantized, (codes, scale, found) = case.quantized, case.quantize()
+    kind = NONE if not threshold else TOKEN if outliers == "token" else COLUMN
+    ending = Epilogue(scale, quantized.scale, case.bias, case.x, case.weight, None, found, kind.value, threshold, dtype)
+    y = gemm.int8_gemm(codes, quantized.codes, ending, Tile(32, 32, 64, warps=4, stages=3, parts=parts))
+    case.check(y)
+    assert torch.equal(y, gemm.int8_gemm(codes, quantized.codes, ending, Tile(32, 32, 64, warps=4, stages=3)))
+
+
 @pytest.mark.parametrize("rows", [4, 20])
-@pytest.mark.parametrize("original", [True, False])
-def test_columns_of_a_profile(rows, original):
-    """The named columns are the outliers, whatever x holds: as if only they reached the threshold."""
+@pytest.mark.parametrize("kept", ["float32", "float16", "dequantized"])
+def test_columns_of_a_profile(rows, kept):
+    """The named columns are the outliers, whatever x holds: as if only they reached the threshold. Those of a float32
+    weight are rounded to 16 bits."""
     columns = (3, 17, 40, 41)
     x, weight = planted(rows, 50, torch.float32, 0).clamp(-5, 5), planted(23, 50, torch.float32, 0)
+    weight[5] = 0.0
+    weight[6] *= 1e-9
+    if kept == "float16":
+        weight = weight.half()
     x[:, 8] = 100.0  # reaches the threshold, and is not named
     q = Case(x, weight, None).quantized
-    rest = (q.codes, q.scale, None, weight if original else None, 0.0, False, torch.float32, columns)
+    words = None if kept == "dequantized" else q.column_words
+    held = (q.codes, q.scale, None, None if kept == "dequantized" else weight, words)
+    rest = (*held, 0.0, False, torch.float32, columns)
     codes, scale, found = fused.cuda_quantize(x, 0.0, False, columns)
     assert found.numel() == 0 and not codes[:, columns].any()
     regular = x.clone()
     regular[:, columns] = 0.0
     plain = Case(regular, weight, None, threshold=0.0)
     assert torch.equal(codes, plain.quantize()[0]) and torch.equal(scale, plain.quantize()[1])
-    source = weight.double() if original else q.codes.double() * q.scale.double()[:, None]
+    source = {
+        "float32": torch.from_numpy(reference.float16_weight(as_array(weight))),
+        "float16": weight.double().cpu(),
+        "dequantized": (q.codes.double() * q.scale.double()[:, None]).cpu(),
+    }[kept].to(DEVICE)
     accumulated = codes.double() @ q.codes.double().t() * scale.double()[:, None] * q.scale.double()
     expected = accumulated + x[:, columns].double() @ source[:, columns].t()
-    for y in (fused.cuda_linear(x, codes, scale, found, *rest), fused.cuda_int8_linear(x, *rest)):
-        torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
+    for _ in range(2):  # columns from the weight, then from the cache
+        for y in (fused.cuda_linear(x, codes, scale, found, *rest), fused.cuda_int8_linear(x, *rest)):
+            torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [3, 30])
@@ -162,7 +194,7 @@ def test_ops_follow_their_schemas(columns):
     x, weight = planted(3, 20, torch.float32, 2), planted(5, 20, torch.float32, 0)
     quantized = Case(x, weight, None).quantized
     threshold = 6.0 if columns is None else 0.0
-    rest = (quantized.codes, quantized.scale, None, weight, threshold, False, torch.float32, columns)
+    rest = (quantized.codes, quantized.scale, None, weight, None, threshold, False, torch.float32, columns)
     parts = fused.cuda_quantize(x, threshold, False, columns)
     torch.library.opcheck(fused.cuda_quantize, (x, threshold, False, columns))
     torch.library.opcheck(fused.cuda_linear, (x, *parts, *rest))

@@ -7,6 +7,7 @@ Run as a program it compiles every CUDA kernel for one compute capability and pr
 --all: every tile size that tuning tries, in place of one a kernel.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -94,21 +95,32 @@ def main() -> None:
         chosen = tuning.autotune
         tuning.autotune = lambda configs, key, prune=None: chosen([configs[_typical(configs)]], key)
 
-    from int8pass.kernels.cuda import few_rows, fused, gemm, quantize
+    from int8pass.kernels.cuda import epilogue, few_rows, fused, gemm, quantize, tiles
+    from int8pass.kernels.cuda.column_words import empty_words
 
-    gemm.has_bfloat16_product = gemm.has_int8_product = few_rows.has_int8_product = lambda device: capability >= 80
+    epilogue.has_bfloat16_product = lambda device: capability >= 80
+    gemm.has_int8_product = few_rows.has_int8_product = epilogue.has_bfloat16_product
     for rows, features, outputs, dtype, kind, original in CASES:
         x, weight = torch.zeros(rows, features, dtype=dtype), torch.zeros(outputs, features, dtype=dtype)
         codes, scale = torch.zeros(outputs, features, dtype=torch.int8), torch.ones(outputs)
-        kept, outliers = weight if original else None, getattr(fused, kind)
+        kept, outliers = weight if original else codes, getattr(fused, kind)
         bias = weight[:, 0].contiguous() if outliers else None
+        wide = dtype == torch.float32 and kind != "LISTED"
+        words = empty_words(outputs, features, wide, x.device) if original and outliers else None
+        flags, listed = fused.known_columns((0,), features, x.device)
         if rows <= fused.FEW_ROWS:
+            kept = weight if original else None
             for parts in (1, 2):
-                few_rows.few_rows_linear(x, codes, scale, bias, kept, None, outliers, 6.0, dtype, parts)
-        else:
-            parts = quantize.quantize(x, outliers, 6.0)
-            gemm.int8_gemm(*parts[:2], codes, scale, bias, x, kept, parts[2], outliers, 6.0, dtype)
-    kernels = (quantize._quantize_rows, gemm._int8_gemm.fn.fn, few_rows._few_rows.fn)
+                few_rows.few_rows_linear(x, codes, scale, bias, kept, words, flags, outliers, 6.0, dtype, parts)
+            continue
+        x_codes, x_scale, found = quantize.quantize(x, outliers, 6.0, flags)
+        columns = listed if kind == "LISTED" else found
+        ending = epilogue.Epilogue(x_scale, scale, bias, x, kept, words, columns, outliers, 6.0, dtype)
+        middle = {tile for _, _, tile in tiles.TABLE} if every else {tiles.tile_for(rows, outputs, features, 132)}
+        for tile in middle if rows <= tiles.MOST_ROWS else (None,):
+            for parts in (1, 2):
+                gemm.int8_gemm(x_codes, codes, ending, tile and dataclasses.replace(tile, parts=parts))
+    kernels = (quantize._quantize_rows, gemm._int8_gemm.fn, few_rows._few_rows.fn, epilogue._finish_sums)
     assembly = {kernel.__name__: _assembly(kernel) for kernel in kernels}
     print(json.dumps({"loaded": gpu.loaded, "assembly": assembly}))
 
@@ -120,10 +132,11 @@ def _typical(configs) -> int:
 
 
 def _assembly(kernel) -> list[str]:
-    """The instructions of all variants of a kernel, each once."""
+    """The instructions of all variants of a kernel, each once, without their predicates."""
     compiled = [each for caches in kernel.device_caches.values() for each in caches[0].values()]
     lines = "\n".join(each.asm["ptx"] for each in compiled).splitlines()
-    return sorted({line.split()[0].rstrip(";") for line in lines if re.match(r"\s+[a-z]+\.", line)})
+    found = (re.match(r"\s+(?:@!?%p\d+ )?([a-z]+\.[^\s;]*)", line) for line in lines)
+    return sorted({instruction[1] for instruction in found if instruction})
 
 
 # rows, features, outputs, dtype, which outliers, original weights; a size of 1 is a constant to Triton
@@ -136,6 +149,9 @@ CASES = (
     (100, 4097, 300, torch.float32, "COLUMN", True),
     (17, 1, 1, torch.float16, "TOKEN", True),
     (2048, 4096, 4096, torch.float16, "NONE", True),
+    (40, 4096, 4096, torch.float16, "COLUMN", True),
+    (20, 4096, 1024, torch.float32, "LISTED", True),
+    (2, 4096, 4096, torch.float32, "LISTED", True),
 )
 
 if __name__ == "__main__":

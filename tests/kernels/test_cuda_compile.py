@@ -27,12 +27,16 @@ def compiled(capability, *arguments):
 )
 def test_instructions(capability, product):
     found = compiled(capability)
-    quantize, many, few = (found["assembly"][name] for name in ("_quantize_rows", "_int8_gemm", "_few_rows"))
+    names = ("_quantize_rows", "_int8_gemm", "_few_rows", "_finish_sums")
+    quantize, many, few, finish = (found["assembly"][name] for name in names)
     for instructions in (quantize, few):
         assert "div.rn.f32" in instructions and not any(name.startswith("div.full") for name in instructions)
     assert any(name.startswith(product) and "s32.s8.s8" in name for name in many)
     assert any(name.startswith("mma.sync") and "s32.s8.s8" in name for name in few)
-    for instructions in (quantize, many, few):
+    for instructions in (many, few, finish):  # words of the column cache, each read and written at once
+        assert any(name.startswith("ld.global.cg") for name in instructions)
+        assert any(name.startswith("st.global.cg") for name in instructions)
+    for instructions in (quantize, many, few, finish):
         assert not any(".tf32" in name or ".ftz" in name for name in instructions)
     # A few bytes are for the slow path of division; more would be registers that were spilled to memory, as those of
     # the one case that multiplies outliers in float32 are at this tile size: tuning gives it smaller ones.

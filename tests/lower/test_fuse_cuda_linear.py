@@ -114,13 +114,16 @@ class Text(expecttest.TestCase):
         self.assertExpectedInline(
             text_of(program),
             """\
+%q_wide_column_words : i64[8, 6] = outlier columns of 'q'
+%k_wide_column_words : i64[8, 6] = outlier columns of 'k'
+%v_wide_column_words : i64[8, 10] = outlier columns of 'v'
 %cuda_quantize : (i8[2, 10, 16], f32[2, 10], i32[17]) = int8pass.cuda_quantize(%x, 6.0, True)
 %getitem : i8[2, 10, 16] = getitem(%cuda_quantize, 0)
 %getitem_1 : f32[2, 10] = getitem(%cuda_quantize, 1)
 %getitem_2 : i32[17] = getitem(%cuda_quantize, 2)
-%cuda_linear : f32[2, 10, 6] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %q_codes, %q_scale, None, %q, 6.0, True, float32)
-%cuda_linear_1 : f32[2, 10, 6] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %k_codes, %k_scale, None, %k, 6.0, True, float32)
-%cuda_linear_2 : f32[2, 10, 10] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %v_codes, %v_scale, None, %v, 6.0, True, float32)
+%cuda_linear : f32[2, 10, 6] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %q_codes, %q_scale, None, %q, %q_wide_column_words, 6.0, True, float32)
+%cuda_linear_1 : f32[2, 10, 6] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %k_codes, %k_scale, None, %k, %k_wide_column_words, 6.0, True, float32)
+%cuda_linear_2 : f32[2, 10, 10] = int8pass.cuda_linear(%x, %getitem, %getitem_1, %getitem_2, %v_codes, %v_scale, None, %v, %v_wide_column_words, 6.0, True, float32)
 return (%cuda_linear, %cuda_linear_1, %cuda_linear_2)
 """,
         )
@@ -130,7 +133,8 @@ return (%cuda_linear, %cuda_linear_1, %cuda_linear_2)
         self.assertExpectedInline(
             text_of(program),
             """\
-%cuda_int8_linear : f32[4, 6] = int8pass.cuda_int8_linear(%x, %w_codes, %w_scale, %b, %w, 6.0, False, float32)
+%w_wide_column_words : i64[8, 6] = outlier columns of 'w'
+%cuda_int8_linear : f32[4, 6] = int8pass.cuda_int8_linear(%x, %w_codes, %w_scale, %b, %w, %w_wide_column_words, 6.0, False, float32)
 return (%cuda_int8_linear,)
 """,
         )

@@ -5,8 +5,6 @@ before this one would take longer than that. Where N is so small that the progra
 share a tile of outputs, each over a part of K, and a second kernel adds their sums in a fixed order.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -22,8 +20,9 @@ from int8pass.kernels.cuda.arithmetic import (
     is_outlier,
     magnitude_bits,
 )
-from int8pass.kernels.cuda.capability import has_int8_product
-from int8pass.kernels.cuda.outlier_columns import load_outliers, load_weight_columns
+from int8pass.kernels.cuda.capability import has_int8_product, multiprocessors
+from int8pass.kernels.cuda.epilogue import is_rounded
+from int8pass.kernels.cuda.outlier_columns import load_outliers, load_weight_columns, unit_of
 from int8pass.kernels.cuda.tuning import autotune
 
 MOST_ROWS = 16
@@ -80,9 +79,10 @@ def _find_columns(x, flags, m, M, K, stride, threshold, first, OUTLIERS: tl.cons
 @autotune(_CONFIGS, key=["N", "K", "ROWS", "PARTS"])
 @triton.jit
 def _few_rows(
-    x, flags, w_codes, w_scale, bias, weight, y, part_sums, part_outliers, M, N, K, x_stride, stride_n, stride_k,
-    threshold, OUTLIERS: tl.constexpr, DEQUANTIZED: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
-    PARTS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, flags, w_codes, w_scale, bias, weight, words, y, part_sums, part_outliers, M, N, K, x_stride, stride_n, stride_k,
+    threshold, OUTLIERS: tl.constexpr, DEQUANTIZED: tl.constexpr, ROUNDED: tl.constexpr, SLOTS: tl.constexpr,
+    HALF: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(1)
     m = tl.arange(0, ROWS)
@@ -108,11 +108,14 @@ def _few_rows(
             for first in tl.range(0, found, _COLUMNS_AT_ONCE, num_stages=1):
                 column = _find_columns(x, flags, m, M, K, x_stride, threshold, first, OUTLIERS, BLOCK_X)
                 left = load_outliers(x, m, M, column, column >= 0, x_stride, threshold, OUTLIERS).to(tl.float32)
-                right = load_weight_columns(weight, n, N, column, column >= 0, stride_n, stride_k).to(tl.float32)
+                right = load_weight_columns(
+                    weight, words, unit_of(column_scale), n, N, column, column >= 0,
+                    first + tl.arange(0, _COLUMNS_AT_ONCE), stride_n, stride_k, SLOTS, ROUNDED,
+                ).to(tl.float32)  # fmt: skip
                 if DEQUANTIZED:
-                    right = right * column_scale[None, :]
+                    right = right * column_scale[:, None]
                 # summed over the last axis: over the middle one Triton would make it a product in TF32
-                outlier += tl.sum(left[:, None, :] * tl.trans(right)[None, :, :], axis=2)
+                outlier += tl.sum(left[:, None, :] * right[None, :, :], axis=2)
 
     sums = tl.zeros([_TILE_ROWS, BLOCK_N], tl.int32)
     length = tl.cdiv(tl.cdiv(K, BLOCK_K), PARTS) * BLOCK_K
@@ -160,14 +163,14 @@ def _add_parts(part_sums, part_outliers, w_scale, bias, y, M, N, PARTS: tl.const
 
 
 def few_rows_linear(
-    x: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | None, weight: Tensor | None, flags: Tensor | None,
-    outliers: int, threshold: float, dtype: torch.dtype, parts: int | None = None,
+    x: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | None, weight: Tensor | None, words: Tensor | None,
+    flags: Tensor | None, outliers: int, threshold: float, dtype: torch.dtype, parts: int | None = None,
 ) -> Tensor:  # fmt: skip
     """The LLM.int8() Linear of at most 16 rows.
 
     x: [M, K] floating; w_codes: int8[N, K]; w_scale: float32[N]; bias: [N] or None; weight: [N, K] floating, any
-    strides, or None to dequantize columns from w_codes; flags: int8[K] for LISTED; parts: into how many K is split,
-    None to choose. Result: [M, N] in `dtype`.
+    strides, or None to dequantize columns from w_codes; words: a cache for its columns, or None; flags: int8[K] for
+    LISTED; parts: into how many K is split, None to choose. Result: [M, N] in `dtype`.
     """
     (M, K), N = x.shape, w_codes.shape[0]
     parts = _parts(N, K, x.device) if parts is None else parts
@@ -179,9 +182,10 @@ def few_rows_linear(
     source = w_codes if weight is None else weight
     rows = triton.next_power_of_2(M)
     _few_rows[lambda meta: (triton.cdiv(N, meta["BLOCK_N"]), parts)](
-        x, flags, w_codes, w_scale, bias, source, y, part_sums, part_outliers, M, N, K, x.stride(0), *source.stride(),
-        threshold, OUTLIERS=outliers, DEQUANTIZED=weight is None, ROWS=rows, PARTS=parts,
-        HALF=not has_int8_product(x.device),
+        x, flags, w_codes, w_scale, bias, source, words, y, part_sums, part_outliers, M, N, K, x.stride(0),
+        *source.stride(), threshold, OUTLIERS=outliers, DEQUANTIZED=weight is None,
+        ROUNDED=is_rounded(source, outliers), SLOTS=0 if words is None else words.shape[0],
+        HALF=not has_int8_product(x.device), ROWS=rows, PARTS=parts,
         BLOCK_X=min(max(256, 1024 // rows), max(16, triton.next_power_of_2(K))),
     )  # fmt: skip
     if parts > 1:
@@ -191,11 +195,6 @@ def few_rows_linear(
 
 def _parts(N: int, K: int, device: torch.device) -> int:
     """How many programs share an output tile, so that all multiprocessors have work."""
-    wanted = _multiprocessors(device) * _PROGRAMS_A_MULTIPROCESSOR
+    wanted = multiprocessors(device) * _PROGRAMS_A_MULTIPROCESSOR
     programs = triton.cdiv(N, 32)
     return max(1, min(wanted // programs, K // _LEAST_PART))
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -44,7 +44,7 @@ def _cuda_quantize(x, threshold, per_token, columns=None):
     _require(x)
     rows = _rows(x)
     flags = None if columns is None else known_columns(tuple(columns), x.shape[-1], x.device)[0]
-    codes, scale, found = quantize(rows, _outliers(threshold, per_token, columns), threshold, flags)
+    codes, scale, found = quantize(rows, outlier_kind(threshold, per_token, columns), threshold, flags)
     return codes.reshape(x.shape), scale.reshape(x.shape[:-1]), found
 
 
@@ -65,30 +65,37 @@ cuda_quantize = _define(
 
 
 # --- cuda_linear: the Linear of a quantized x; weight float[N, K], or None to dequantize outlier columns from w_codes
+# words: a cache of the weight's columns (`column_words.py`), or None. That the op writes to it is in no schema: what a
+# cache holds changes no result, and graphs need no copies of it, nor an order of those that share it.
 
 
-def _cuda_linear(x, codes, scale, found, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns=None):
-    from int8pass.kernels.cuda.gemm import int8_gemm
+def _cuda_linear(
+    x, codes, scale, found, w_codes, w_scale, bias, weight, words, threshold, per_token, dtype, columns=None
+):  # fmt: skip
+    from int8pass.kernels.cuda.epilogue import Epilogue
+    from int8pass.kernels.cuda.many_rows import many_rows_linear
 
     _require(x)
     if columns is not None:
         found = known_columns(tuple(columns), x.shape[-1], x.device)[1]
-    y = int8_gemm(
-        codes.reshape(-1, codes.shape[-1]), scale.reshape(-1), w_codes, w_scale, bias, _rows(x), weight, found,
-        _outliers(threshold, per_token, columns), threshold, dtype,
+    source = w_codes if weight is None else weight
+    epilogue = Epilogue(
+        scale.reshape(-1), w_scale, bias, _rows(x), source, words, found, outlier_kind(threshold, per_token, columns),
+        threshold, dtype,
     )  # fmt: skip
+    y = many_rows_linear(codes.reshape(-1, codes.shape[-1]), w_codes, epilogue)
     return y.reshape(*x.shape[:-1], w_scale.shape[0])
 
 
 def _cuda_linear_fake(
-    x, codes, scale, found, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns=None
-):
+    x, codes, scale, found, w_codes, w_scale, bias, weight, words, threshold, per_token, dtype, columns=None
+):  # fmt: skip
     return torch.empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype, device=x.device)
 
 
 cuda_linear = _define(
     "cuda_linear(Tensor x, Tensor codes, Tensor scale, Tensor found, Tensor w_codes, Tensor w_scale, Tensor? bias, "
-    "Tensor? weight, float threshold, bool per_token, ScalarType dtype, int[]? columns=None) -> Tensor",
+    "Tensor? weight, Tensor? words, float threshold, bool per_token, ScalarType dtype, int[]? columns=None) -> Tensor",
     _cuda_linear_fake,
     _cuda_linear,
 )
@@ -97,27 +104,27 @@ cuda_linear = _define(
 # --- cuda_int8_linear: both in one, for an input that no other Linear reads, and for few rows
 
 
-def _cuda_int8_linear(x, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns=None):
+def _cuda_int8_linear(x, w_codes, w_scale, bias, weight, words, threshold, per_token, dtype, columns=None):
     from int8pass.kernels.cuda.few_rows import few_rows_linear
 
     _require(x)
     rows = _rows(x)
     if rows.shape[0] > FEW_ROWS or rows.numel() == 0:
         quantized = _cuda_quantize(x, threshold, per_token, columns)
-        return _cuda_linear(x, *quantized, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns)
+        return _cuda_linear(x, *quantized, w_codes, w_scale, bias, weight, words, threshold, per_token, dtype, columns)
     flags = None if columns is None else known_columns(tuple(columns), x.shape[-1], x.device)[0]
-    kind = _outliers(threshold, per_token, columns)
-    y = few_rows_linear(rows, w_codes, w_scale, bias, weight, flags, kind, threshold, dtype)
+    kind = outlier_kind(threshold, per_token, columns)
+    y = few_rows_linear(rows, w_codes, w_scale, bias, weight, words, flags, kind, threshold, dtype)
     return y.reshape(*x.shape[:-1], w_scale.shape[0])
 
 
-def _cuda_int8_linear_fake(x, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns=None):
+def _cuda_int8_linear_fake(x, w_codes, w_scale, bias, weight, words, threshold, per_token, dtype, columns=None):
     return torch.empty((*x.shape[:-1], w_scale.shape[0]), dtype=dtype, device=x.device)
 
 
 cuda_int8_linear = _define(
-    "cuda_int8_linear(Tensor x, Tensor w_codes, Tensor w_scale, Tensor? bias, Tensor? weight, float threshold, "
-    "bool per_token, ScalarType dtype, int[]? columns=None) -> Tensor",
+    "cuda_int8_linear(Tensor x, Tensor w_codes, Tensor w_scale, Tensor? bias, Tensor? weight, Tensor? words, "
+    "float threshold, bool per_token, ScalarType dtype, int[]? columns=None) -> Tensor",
     _cuda_int8_linear_fake,
     _cuda_int8_linear,
 )
@@ -135,7 +142,8 @@ def known_columns(columns: tuple[int, ...], features: int, device: torch.device)
     return flags.to(device), listed.to(device)
 
 
-def _outliers(threshold: float, per_token: bool, columns: list[int] | None) -> int:
+def outlier_kind(threshold: float, per_token: bool, columns: list[int] | None) -> int:
+    """Which features the kernels take for outliers."""
     if columns is not None:
         return LISTED
     if threshold == 0.0:

@@ -5,11 +5,6 @@ from collections.abc import Callable
 import triton
 
 
-def tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> triton.Config:
-    """A tile of the GEMM: BLOCK_M, BLOCK_N and BLOCK_K codes."""
-    return triton.Config({"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}, num_warps=warps, num_stages=stages)
-
-
 def autotune(configs: list[triton.Config], key: list[str], prune: Callable | None = None) -> Callable:
     """triton.autotune; under Triton's interpreter, where no time can be taken, the first config serves."""
     if triton.knobs.runtime.interpret:

@@ -1,0 +1,53 @@
+"""Other ways to the same Linear, and what the benchmark makes of them: cuBLASLt's product, and tiles."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from int8pass.bench.gpu_cases import LinearShape
+from int8pass.bench.gpu_choices import Stopwatch, measure_products, measure_tiles
+from int8pass.break_even import products
+from int8pass.kernels.cuda import many_rows
+from tests.kernels.cuda_inputs import DEVICE, DTYPES, Case, planted
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(products, "cache_folder", lambda: tmp_path)
+    products._faster.cache_clear()
+    yield tmp_path
+    products._faster.cache_clear()
+
+
+@pytest.mark.parametrize("threshold, outliers, original", [(6.0, "column", True), (6.0, "token", False),
+                                                           (0.0, "column", True)])  # fmt: skip
+def test_by_cublaslt(monkeypatch, threshold, outliers, original):
+    for dtype in DTYPES:
+        x, weight, bias = planted(40, 72, dtype, 3), planted(136, 72, dtype, 0), planted(1, 136, dtype, 0)[0]
+        case = Case(x, weight, bias, threshold, outliers, original)
+        case.check(case.results()[1])
+        products.save(DEVICE, [products.Comparison(products.Size.of(40, 136, 72, dtype), 2.0)])
+        with monkeypatch.context() as patch:
+            patch.setattr(many_rows, "int8_gemm", None)  # it is not called
+            for y in case.results():
+                case.check(y)
+
+
+def test_products_are_compared_and_kept():
+    text = io.StringIO()
+    stopwatch = Stopwatch(DEVICE, torch.float16, rounds=1)
+    shapes = [LinearShape(24, 32, 48), LinearShape(24, 30, 48)]
+    (found,) = measure_products(stopwatch, shapes, Console(file=text, width=200))
+    assert found.size == products.Size(32, 48, 32, "float16") and found.speed > 0
+    faster = products.CUBLASLT if found.speed > 1 else products.TRITON
+    assert products.product_for(24, 48, 32, torch.float16, DEVICE) == faster
+    assert "32x48 M=24" in text.getvalue() and "not taken: 17 rows or more" in text.getvalue()
+
+
+def test_tiles_are_timed_beside_the_tables():
+    text = io.StringIO()
+    measure_tiles(Stopwatch(DEVICE, torch.float32, rounds=1), [LinearShape(18, 32, 48)], Console(file=text, width=200))
+    rows = [line.split()[0] for line in text.getvalue().splitlines() if " parts, " in line]
+    assert rows[0] == "32x32x256," and len(rows) == len(set(rows)) == 3
