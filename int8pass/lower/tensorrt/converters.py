@@ -173,7 +173,7 @@ def column_mm(ctx: ConversionContext, target: Any, args: tuple, kwargs: dict, na
 
 def cuda_int8_linear(ctx: ConversionContext, target: Any, args: tuple, kwargs: dict, name: str) -> Any:
     """One plugin: outliers found in each call, quantization, product, outlier part and bias. See plugin.py."""
-    layers, (x, w_codes, w_scale, bias, weight, threshold, per_token, dtype, *columns) = _Layers(ctx, name), args
+    layers, (x, w_codes, w_scale, bias, weight, _, threshold, per_token, dtype, *columns) = _Layers(ctx, name), args
     codes = layers.constant(w_codes)
     added = torch.zeros(w_scale.shape[0]) if bias is None else bias
     kept = codes if weight is None else layers.constant(weight)

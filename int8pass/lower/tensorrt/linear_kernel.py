@@ -43,8 +43,8 @@ def int8pass_linear(
     BLOCK_K: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     _whole_linear(
-        x, None, w_codes, w_scale, bias, weight, y, None, None, rows, OUTPUTS, FEATURES, FEATURES, FEATURES, 1,
-        THRESHOLD, OUTLIERS, DEQUANTIZED, HALF, ROWS, 1, BLOCK_X, BLOCK_N, BLOCK_K,
+        x, None, w_codes, w_scale, bias, weight, None, y, None, None, rows, OUTPUTS, FEATURES, FEATURES, FEATURES, 1,
+        THRESHOLD, OUTLIERS, DEQUANTIZED, False, 0, HALF, ROWS, 1, BLOCK_X, BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
 

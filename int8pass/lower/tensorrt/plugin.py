@@ -2,7 +2,8 @@
 
 The inputs are the op's tensors, the attributes its other arguments, each a NumPy array of the schema's type. TensorRT
 knows no optional inputs: without a bias there is one of zeros, and dequantized outlier columns read int8 weights, the
-codes, in the place of the float weight. Attribute dtype: a trt.DataType; columns: -1 alone for none beforehand.
+codes, in the place of the float weight; no cache of weight columns is kept. Attribute dtype: a trt.DataType; columns:
+-1 alone for none beforehand.
 
 Ahead of time, a plugin is one kernel without memory of its own: that does for at most 16 rows, if that is known when
 the engine is built (linear_kernel.py). Other Linears are several kernels with results in between, and run just in time:
@@ -66,7 +67,7 @@ def run(x, w_codes, w_scale, bias, weight, threshold, per_token, dtype, columns,
         known = None if tuple(columns) == _NONE_BEFOREHAND else columns.tolist()
         floating = kept if kept.is_floating_point() else None
         rule = (threshold.item(), bool(per_token.item()), torch_dtype(trt.DataType(int(dtype.item()))))
-        y.copy_(fused.cuda_int8_linear(rows, codes, scale, added, floating, *rule, known))
+        y.copy_(fused.cuda_int8_linear(rows, codes, scale, added, floating, None, *rule, known))
 
 
 def ahead_of_time(

@@ -8,9 +8,10 @@ before:
     %outlier_mm : f32[4, 32] = int8pass.outlier_mm(%x, %outlier_mask, %weight)
     %dequantize : f32[4, 32] = int8pass.dequantize(%int8_mm, %scale_per_token, %scale, %outlier_mm, %bias, float32)
 after:
-    %cuda_int8_linear : f32[4, 32] = int8pass.cuda_int8_linear(%x, %codes, %scale, %bias, %weight, 6.0, False, float32)
+    %cuda_int8_linear : f32[4, 32] = int8pass.cuda_int8_linear(%x, %codes, %scale, %bias, %weight, None, 6.0, False,
+        float32)
 
-A profile's columns follow as a last argument.
+None: no cache of outlier columns, which would be memory of the engine's. A profile's columns follow as a last argument.
 """
 
 import torch
@@ -34,6 +35,6 @@ def to_cuda_int8_linear(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:
     for weight in filter(None, (match.codes, scale, match.weight)):
         constant(graph_module, weight)
     return insert(
-        node, fused.cuda_int8_linear, match.x, match.codes, scale, bias, match.weight, *match.outlier_rule, dtype,
-        *match.known_columns,
+        node, fused.cuda_int8_linear, match.x, match.codes, scale, bias, match.weight, None, *match.outlier_rule,
+        dtype, *match.known_columns,
     )  # fmt: skip

@@ -38,11 +38,12 @@ def registered(torch_tensorrt, engines):
     register()
     found = QDP_REGISTRY[plugin.NAME]
     schema = torch.ops.int8pass.cuda_int8_linear.default._schema
-    tensors = [each.name for each in schema.arguments if "Tensor" in str(each.type)]
+    arguments = [each.name for each in schema.arguments if each.name != "words"]  # a cache, which engines do not keep
+    tensors = [each.name for each in schema.arguments if "Tensor" in str(each.type) and each.name in arguments]
     return {
         "names": [plugin.NAME, schema.name],
         "inputs": [list(found.input_tensor_names), tensors],
-        "attributes": [list(found.input_attrs), [each.name for each in schema.arguments if each.name not in tensors]],
+        "attributes": [list(found.input_attrs), [name for name in arguments if name not in tensors]],
         "numbers": {name: np.dtype(_infer_numpy_type(kind)).name for name, kind in found.input_attrs.items()},
         "outputs": [found.num_outputs, len(schema.returns)],
         "creator": plugin.NAME in QDP_CREATORS and hasattr(trtp.op.int8pass, "cuda_int8_linear"),

@@ -83,11 +83,11 @@ def test_the_graph_after_the_pass(layer, x):
 
 
 PLUGIN = {
-    "found in each call": ({}, "%weight, 6.0, False, float32)"),
-    "of each token": ({"outliers": "token"}, "%weight, 6.0, True, float32)"),
-    "dequantized": ({"outlier_weights": "dequantized"}, "None, 6.0, False, float32)"),
-    "of a profile": ({"profiled": True}, "%weight, 0.0, False, float32, (3, 7))"),
-    "none": ({"threshold": 0.0}, "None, 0.0, False, float32)"),
+    "found in each call": ({}, "%weight, None, 6.0, False, float32)"),
+    "of each token": ({"outliers": "token"}, "%weight, None, 6.0, True, float32)"),
+    "dequantized": ({"outlier_weights": "dequantized"}, "None, None, 6.0, False, float32)"),
+    "of a profile": ({"profiled": True}, "%weight, None, 0.0, False, float32, (3, 7))"),
+    "none": ({"threshold": 0.0}, "None, None, 0.0, False, float32)"),
 }
 
 
