@@ -75,6 +75,7 @@ def page_data(report: "Report", title: str) -> dict[str, Any]:
         "outliers": report.outliers,
         "profile": report.profile,
         "file": report.file,
+        "converted": report.converted,
         "slower_in_int8": report.slower_in_int8,
         "saved_by_skipping": report.saved_by_skipping,
         "totals": dataclasses.asdict(report.totals),

@@ -13,6 +13,7 @@ from int8pass.inspection.observation import Details
 from int8pass.inspection.scheme_errors import SchemeError, finite, scheme_table
 from int8pass.inspection.stages import Stage
 from int8pass.inspection.timing import Timing
+from int8pass.passes.recognize_int8_linear import ALREADY_INT8
 from int8pass.quantization.scheme import DEFAULT
 
 SCHEMA_VERSION = 4
@@ -87,7 +88,8 @@ class Report:
     the name of the one that its int8 forms are of.
 
     profile: the fingerprint of the model whose profile named the outlier columns, "" without one. file: of a report of
-    an ONNX file, its name; errors and times are absent then, and bytes are those in the file.
+    an ONNX file, its name; bytes are those in the file then, and errors and times are absent unless it was run, on the
+    inputs that `inputs` names.
     stages: of each graph, what it was after every pass; details: of each row, what its inputs and weight looked like.
     Neither is part of the JSON; the page that `to_html` writes shows them.
     """
@@ -98,6 +100,7 @@ class Report:
     graphs: int = 1
     profile: str = ""
     file: str = ""
+    inputs: str = ""
     scheme: str = DEFAULT.name
     stages: tuple[tuple[Stage, ...], ...] = field(default=(), compare=False, repr=False)
     details: tuple[Details, ...] = field(default=(), compare=False, repr=False)
@@ -116,6 +119,17 @@ class Report:
             bytes_after=_after(weights),
             bytes_peak=_after(weights) if self.file else _peak(weights),
             reasons=dict(Counter(row.reason for row in self.rows if row.reason)),
+        )
+
+    @property
+    def converted(self) -> str:
+        """In one line, that the model is converted already; "" where anything was rewritten."""
+        int8 = [row for row in self.rows if row.reason == ALREADY_INT8]
+        if not int8 or any(row.rewritten for row in self.rows):
+            return ""
+        return (
+            f"already converted: {len(int8)} of {len(self.rows)} Linears are int8 in it, {_megabytes(_after(int8))} MB "
+            "of codes; a report of the float model shows decisions, outlier columns and errors"
         )
 
     @property
@@ -151,6 +165,7 @@ class Report:
             "outliers": self.outliers,
             "profile": self.profile,
             "file": self.file,
+            "inputs": self.inputs,
             "graphs": self.graphs,
             "totals": dataclasses.asdict(self.totals),
             "rows": rows,
@@ -265,11 +280,16 @@ def _how(report: Report) -> str:
 
 def _summary(report: Report) -> list[str]:
     totals = report.totals
+    skipped = [f"skipped {count}: {reason}" for reason, count in totals.reasons.items()]
+    if report.converted:
+        return [report.converted, *(line for line in skipped if not line.endswith(ALREADY_INT8))]
     lines = [
         f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 ({_how(report)}); {_outliers_met(report)}",
         f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB "
         + ("in the file" if report.file else f"after, {_megabytes(totals.bytes_peak)} MB at the peak in between"),
     ]
+    if report.inputs:
+        lines.append(f"run in ONNX Runtime on {report.inputs}")
     missing = [row.module for row in report.rows if row.missed_columns]
     if missing:
         lines.append(f"the profile misses outlier columns of {len(missing)}: calibrate on inputs like these too")
@@ -279,9 +299,10 @@ def _summary(report: Report) -> list[str]:
     timed = [row.timing for row in report.rows if row.timing]
     if timed:
         times = (1e3 * sum(each.int8 for each in timed), 1e3 * sum(each.float for each in timed))
-        lines.append("time of the Linears, each alone: {:.2f} ms in int8, {:.2f} ms in float".format(*times))
+        how = "in ONNX Runtime" if report.file else "each alone"
+        lines.append(f"time of the Linears, {how}: {times[0]:.2f} ms in int8, {times[1]:.2f} ms in float")
     if report.slower_in_int8:
         lines.append(
             f"faster in float, by {1e3 * report.saved_by_skipping:.2f} ms: skip_modules={list(report.slower_in_int8)}"
         )
-    return lines + [f"skipped {count}: {reason}" for reason, count in totals.reasons.items()]
+    return lines + skipped
