@@ -217,9 +217,7 @@ def debug(
     if is_file:
         require_no_options(model, config)
         if against is None:
-            raise ConfigError(
-                f"{model!r} is an ONNX file: name the model that it was made from (--against MODEL)"
-            )
+            raise ConfigError(f"{model!r} is an ONNX file: name the model that it was made from (--against MODEL)")
     else:
         require_file(model, against)
     loaded = loaded_model(against if is_file else model)

@@ -14,6 +14,8 @@
     ["MB before", megabytes(totals.bytes_before)],
     [data.file ? "MB in the file" : "MB after", megabytes(totals.bytes_after)],
     ...(data.file ? [] : [["MB at the peak", megabytes(totals.bytes_peak)]]),
+    ...(data.inputs ? [["run in ONNX Runtime on", data.inputs]] : []),
+    ["scheme", data.scheme],
     ["threshold", `${data.threshold}, by ${data.profile ? "profile" : data.outliers}`],
   ];
   byId("totals").append(...facts.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));

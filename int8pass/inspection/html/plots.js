@@ -85,3 +85,25 @@ function errorPlot(row, rows) {
   axisLabel(svg, "signal-to-noise ratio in dB, worse to the left", PLOT.width / 2, PLOT.height - 4);
   return el("figure", {}, el("h3", { text: "Error among all layers" }), svg.node(), el("figcaption", { text: note }));
 }
+
+/** What every scheme would make of the layer: a bar each, the report's own marked. */
+function schemesPlot(row, chosen) {
+  const known = row.schemes.filter((each) => each.snr_db != null);
+  const written = (each) => `${each.scheme}: ${each.exact ? "exact" : each.snr_db == null ? "–" : `${each.snr_db.toFixed(1)} dB`}`;
+  const note = `Signal-to-noise ratio of the layer on the same inputs; longer is better. The report is of ${chosen}.`;
+  const svg = plot(`Error under each scheme. ${note} ${row.schemes.map(written).join(", ")}`);
+  const left = PLOT.left + 112; // room for the names
+  const x = d3.scaleLinear([Math.min(0, d3.min(known, (each) => each.snr_db) ?? 0), d3.max(known, (each) => each.snr_db) || 1], [left, PLOT.width - 44]);
+  const y = d3.scaleBand(row.schemes.map((each) => each.scheme), [PLOT.top - 14, PLOT.height - PLOT.bottom]).padding(0.2);
+  svg.selectAll("rect").data(known).join("rect").attr("class", (each) => (each.scheme === chosen ? "bar over" : "bar"))
+    .attr("x", (each) => Math.min(x(0), x(each.snr_db))).attr("width", (each) => Math.abs(x(each.snr_db) - x(0)))
+    .attr("y", (each) => y(each.scheme)).attr("height", y.bandwidth()).append("title").text(written);
+  for (const each of row.schemes) {
+    const middle = y(each.scheme) + y.bandwidth() / 2 + 4;
+    axisLabel(svg, each.scheme, left - 6, middle, "end");
+    axisLabel(svg, each.exact ? "exact" : each.snr_db == null ? "–" : each.snr_db.toFixed(1), x(Math.max(0, each.snr_db ?? 0)) + 4, middle, "start");
+  }
+  axis(svg, d3.axisBottom(x).ticks(5), 0, PLOT.height - PLOT.bottom);
+  axisLabel(svg, "signal-to-noise ratio in dB", PLOT.width / 2, PLOT.height - 4);
+  return el("figure", {}, el("h3", { text: "Error under each scheme" }), svg.node(), el("figcaption", { text: note }));
+}
