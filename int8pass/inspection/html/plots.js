@@ -31,7 +31,7 @@ function levelsPlot(what, levels, outliers) {
   svg.selectAll("rect").data(counts).join("rect").attr("class", "bar").attr("x", (_, number) => x(number - 127.5))
     .attr("width", width).attr("y", (count) => y(count)).attr("height", (count) => y(0) - y(count))
     .append("title").text((count, number) => `level ${number - 127}: ${count} values`);
-  const ticks = d3.range(0, 12).map((power) => 10 ** power).filter((value) => value <= d3.max(counts));
+  const ticks = d3.range(0, 12).map((power) => 10 ** power).filter((value) => value <= d3.max(counts) && y(0) - y(value) > 11);
   axis(svg, d3.axisLeft(y).tickValues([0, ...ticks]).tickFormat(d3.format("~s")), PLOT.left, 0);
   axis(svg, d3.axisBottom(x).tickValues([-127, -64, 0, 64, 127]), 0, PLOT.height - PLOT.bottom);
   const value = d3.scaleLinear([-127.5 * levels.scales[1], 127.5 * levels.scales[1]], x.range());
