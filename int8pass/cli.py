@@ -33,7 +33,8 @@ from int8pass.export.tensorrt.commands import check_command, engine_command
 from int8pass.files import write_text
 from int8pass.inspection.commands import STAGES, debug, diff, dump
 from int8pass.inspection.loading import explain_model
-from int8pass.inspection.report import Report, Row, columns_text
+from int8pass.inspection.report import Report, Row
+from int8pass.inspection.report_text import columns_text
 from int8pass.quantization.scheme import DEFAULT, SCHEMES
 
 __all__ = ["STAGES", "app", "main"]
