@@ -16,6 +16,14 @@ Model = Annotated[
         "(.safetensors), or a .pt2 file of torch.export.save.",
     ),
 ]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        metavar="MODEL",
+        help="Of an ONNX file: the float model that it was made from, which gives its inputs and its errors.",
+    ),
+]
 SchemeName = Annotated[str, typer.Option("--scheme", metavar="NAME", help=f"{', '.join(SCHEMES)}.")]
 Threshold = Annotated[
     float | None,

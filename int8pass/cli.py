@@ -13,6 +13,7 @@ from rich.table import Table
 
 from int8pass.arguments import (
     Activations,
+    Against,
     BreakEven,
     Model,
     NoSkipModulesDefault,
@@ -32,7 +33,8 @@ from int8pass.export.tensorrt.commands import check_command, engine_command
 from int8pass.files import write_text
 from int8pass.inspection.commands import STAGES, debug, diff, dump
 from int8pass.inspection.loading import explain_model
-from int8pass.inspection.report import Report, Row, columns_text
+from int8pass.inspection.report import Report, Row
+from int8pass.inspection.report_text import columns_text
 from int8pass.quantization.scheme import DEFAULT, SCHEMES
 
 __all__ = ["STAGES", "app", "main"]
@@ -83,11 +85,15 @@ def report(
         Path | None, typer.Option(metavar="PATH", help="Write the report as one page, to open in a browser.")
     ] = None,
     timings: Annotated[
-        bool, typer.Option("--timings", help="Time each Linear, in int8 part by part and in float.")
+        bool,
+        typer.Option(
+            "--timings", help="Time each Linear, in int8 part by part and in float; of an ONNX file, in ONNX Runtime."
+        ),
     ] = False,
     schemes: Annotated[
         bool, typer.Option("--schemes", help="Also print the error that each scheme would make in each Linear.")
     ] = False,
+    against: Against = None,
     scheme: SchemeName = DEFAULT.name,
     threshold: Threshold = None,
     outliers: Outliers = "column",
@@ -100,7 +106,8 @@ def report(
 ) -> None:
     """Run MODEL once in float and print what int8 would do to each of its Linears: decision, outliers, SNR, bytes.
 
-    MODEL may also be an ONNX file of `int8pass export onnx`: its decisions, outlier columns and bytes.
+    MODEL may also be an ONNX file of `int8pass export onnx`: its decisions, outlier columns and bytes. It is run in
+    ONNX Runtime with --against, on the inputs of that model, or with --timings alone, on inputs made up.
     """
     if json not in (None, "-") and Path(json).exists() and not Path(json).is_file():
         raise ConfigError(f"--json {json}: not a file; '--json -' writes to the output")
@@ -117,7 +124,7 @@ def report(
         scheme=scheme,
         break_even=break_even,
     )
-    result = explain_model(model, config, timings, tuple(SCHEMES) if schemes else ())
+    result = explain_model(model, config, timings, tuple(SCHEMES) if schemes else (), against)
     if html is not None:
         result.to_html(html, title=f"int8pass report of {Path(model).name}")
     if json == "-":

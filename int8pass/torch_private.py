@@ -248,3 +248,12 @@ def onnx_module_path(metadata: Mapping[str, str]) -> str | None:
     if not scopes:
         return None
     return scopes[-2] if len(scopes) > 1 and scopes[-2] != NO_MODULE else ""
+
+
+def onnx_operation(metadata: Mapping[str, str], namespace: str) -> str:
+    """The op of a namespace that a node of torch.onnx.export was written for; "" where it was another's.
+
+    Why private: torch.onnx documents no key of its nodes' metadata, and no other way from a node to its op.
+    """
+    found = re.search(rf"target=torch\.ops\.{namespace}\.(\w+)\.", metadata.get("pkg.torch.onnx.fx_node", ""))
+    return found[1] if found else ""

@@ -293,6 +293,15 @@ def test_nodes_of_onnx_name_their_modules():
     assert {"inner.fc", "inner.steps.0"} <= paths and torch_private.onnx_module_path({}) is None
 
 
+def test_nodes_of_onnx_name_their_ops():
+    pytest.importorskip("onnxscript")
+    exported = torch.export.export(Outer().eval(), (torch.randn(2, 4),))
+    nodes = list(torch.onnx.export(exported, dynamo=True, verbose=False, optimize=False).model.graph)
+    assert "linear" in {torch_private.onnx_operation(node.metadata_props, "aten") for node in nodes}
+    assert {torch_private.onnx_operation(node.metadata_props, "int8pass") for node in nodes} == {""}
+    assert torch_private.onnx_operation({}, "aten") == ""
+
+
 def test_nodes_outside_of_any_module_have_no_other_name():
     class Doubled(nn.Module):
         def forward(self, x):

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import Sequential, common
 
-from int8pass.export.metadata import MODULE
+from int8pass.export.metadata import MODULE, OPERATION
 from int8pass.export.streamed_program import StreamedWeight
-from int8pass.torch_private import onnx_module_path
+from int8pass.torch_private import onnx_module_path, onnx_operation
 
 _PASSES = (
     common.ClearMetadataAndDocStringPass(),  # stack traces, with the folders of the machine that wrote the file
@@ -31,11 +31,15 @@ def run(model: ir.Model, weights: Mapping[str, StreamedWeight]) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = value.shape and ir.Shape(map(_known_size, value.shape))
     modules = {node: onnx_module_path(node.metadata_props) for node in model.graph.all_nodes()}
+    operations = {node: onnx_operation(node.metadata_props, "int8pass") for node in modules}
     Sequential(*_PASSES)(model)
     _type_codes(model.graph)
     if _drop_squeezed_and_unsqueezed(model.graph):
         common.RemoveUnusedNodesPass()(model)
     _name_after_modules(model.graph, modules)
+    for node in model.graph.all_nodes():
+        if operations.get(node):
+            node.metadata_props[OPERATION] = operations[node]
 
 
 def _known_size(size: int | ir.SymbolicDim) -> int | ir.SymbolicDim:

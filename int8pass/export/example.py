@@ -48,3 +48,8 @@ def _example(loaded: LoadedModel, *, static: bool, past: bool) -> tuple[LoadedMo
         wrapped, kwargs, shapes = with_past(loaded.model)
         return LoadedModel(wrapped, (), kwargs), shapes
     return (loaded, None) if static else dynamic_example(loaded)
+
+
+def with_past_if_decoder(loaded: LoadedModel) -> LoadedModel | None:
+    """A decoder as its file takes it, with past keys and values among its inputs; None for another model."""
+    return _example(loaded, static=False, past=True)[0] if is_decoder(loaded.model) else None

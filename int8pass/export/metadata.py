@@ -15,9 +15,10 @@ from int8pass.export.targets import Target
 from int8pass.program import Decision, Program
 from int8pass.quantization.profile import Profile
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PREFIX = "int8pass."
 MODULE = f"{PREFIX}module"  # of a node: the dotted name of the module that it comes from
+OPERATION = f"{PREFIX}op"  # of a node: the op of int8pass that it is a part of
 _OPTIONS = ("threshold", "outliers", "outlier_weights", "skip_modules", "skip_modules_default")
 
 

@@ -63,7 +63,7 @@ def export_onnx(
     """
     path = Path(path)
     chosen = target_named(target)
-    config = _file_config(Int8MixedConfig.from_options(options), outlier_columns, chosen)
+    config = file_config(Int8MixedConfig.from_options(options), chosen, outlier_columns)
     _require_opset(opset)
     _require_packages(chosen)
     require_writable(path)
@@ -84,8 +84,8 @@ def export_onnx(
     return path
 
 
-def _file_config(config: Int8MixedConfig, outlier_columns: str | None, target: Target) -> Int8MixedConfig:
-    """The options as a file can keep them. Raises ConfigError."""
+def file_config(config: Int8MixedConfig, target: Target, outlier_columns: str | None = None) -> Int8MixedConfig:
+    """The options as a file for a target can keep them. Raises ConfigError."""
     if config.activations == "static":
         raise ConfigError("a file finds the ranges of activations in each call: leave activations 'dynamic'")
     config.require_break_even_off("export_onnx")

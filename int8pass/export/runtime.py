@@ -26,10 +26,13 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def session(path: str | os.PathLike, *, optimize: bool = True, threads: int = 0, optimized: Any = None) -> Any:
+def session(
+    path: str | os.PathLike, *, optimize: bool = True, threads: int = 0, optimized: Any = None, profile: Any = None
+) -> Any:
     """An onnxruntime.InferenceSession on the CPU. optimize: ORT_ENABLE_ALL, else ORT_DISABLE_ALL; threads: 0 for all.
 
-    optimized: where to write the graph that ONNX Runtime made of it. Raises MissingDependencyError.
+    optimized: where to write the graph that ONNX Runtime made of it; profile: how the names of profiles begin that its
+    `end_profiling` writes. Raises MissingDependencyError.
     """
     require_one_onnxruntime()
     try:
@@ -43,4 +46,6 @@ def session(path: str | os.PathLike, *, optimize: bool = True, threads: int = 0,
     settings.log_severity_level = 3
     if optimized is not None:
         settings.optimized_model_filepath = os.fspath(optimized)
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, os.fspath(profile)
     return onnxruntime.InferenceSession(os.fspath(path), settings, providers=["CPUExecutionProvider"])

@@ -12,6 +12,7 @@ from rich.markup import escape
 from int8pass import pipeline
 from int8pass.arguments import (
     Activations,
+    Against,
     BreakEven,
     Model,
     NoSkipModulesDefault,
@@ -25,12 +26,20 @@ from int8pass.arguments import (
 )
 from int8pass.errors import ConfigError
 from int8pass.export.example import export_loaded
+from int8pass.export.onnx import file_config
 from int8pass.export.targets import target_named
 from int8pass.files import write_text
 from int8pass.inspection.debug import diagnose
 from int8pass.inspection.diff import REPORT_FILE, TOLERANCE_DB, compare, graph_differences, kind_of
 from int8pass.inspection.dump import FORMATS, rendered, write_stages
-from int8pass.inspection.loading import explain_loaded, explain_model, loaded_model
+from int8pass.inspection.loading import (
+    explain_loaded,
+    explain_model,
+    loaded_model,
+    require_file,
+    require_no_options,
+)
+from int8pass.inspection.onnx_debug import diagnose_file
 from int8pass.inspection.onnx_file import STAGE as FILE_STAGE
 from int8pass.inspection.onnx_file import is_onnx_file
 from int8pass.inspection.stages import Stage
@@ -95,6 +104,9 @@ def dump(
         scheme=scheme,
         break_even=break_even,
     )
+    writes_file = form == "onnx" and out is not None and not is_file
+    if writes_file:
+        file_config(config, chosen)  # what no file can hold is refused before anything is loaded or written
     loaded = None if is_file else loaded_model(model)
     report = explain_model(model, config) if loaded is None else explain_loaded(loaded, config)
     if not report.stages:
@@ -102,10 +114,10 @@ def dump(
         return
     graphs = _selected(report.stages, module)
     if out is not None:
-        folders = [write_stages(out, stages, form) for stages in graphs]
+        out.mkdir(parents=True, exist_ok=True)
+        file = [export_loaded(loaded, out / MODEL_FILE, config, target=chosen.name)] if writes_file else []
+        folders = [*(write_stages(out, stages, form) for stages in graphs), *file]
         write_text(out / REPORT_FILE, report.to_json() + "\n")
-        if form == "onnx" and loaded is not None:
-            folders.append(export_loaded(loaded, out / MODEL_FILE, config, target=chosen.name))
         if stage is None:
             typer.echo("\n".join(map(str, folders)))
     if stage is not None:
@@ -170,8 +182,12 @@ def debug(
         float | None,
         typer.Option(metavar="DB", help="Propose skip_modules with which the output is this near to float (20: 10 %)."),
     ] = None,
+    against: Against = None,
     no_compile: Annotated[
-        bool, typer.Option("--no-compile", help="Leave out the run of the compiled model, which takes the longest.")
+        bool,
+        typer.Option(
+            "--no-compile", help="Leave out the run of the compiled model, or of the whole file, which is not op by op."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     scheme: SchemeName = DEFAULT.name,
@@ -183,7 +199,10 @@ def debug(
     profile: Profile = None,
     activations: Activations = "dynamic",
 ) -> None:
-    """Find the layer where MODEL in int8 leaves its float results, and what would repair that."""
+    """Find the layer where MODEL in int8 leaves its float results, and what would repair that.
+
+    MODEL may also be an ONNX file of `int8pass export onnx`, with the float model that it was made from as --against.
+    """
     config = config_of(
         threshold,
         outliers,
@@ -194,15 +213,29 @@ def debug(
         scheme=scheme,
         activations=activations,
     )
-    loaded = loaded_model(model)
+    is_file = is_onnx_file(model)
+    if is_file:
+        require_no_options(model, config)
+        if against is None:
+            raise ConfigError(f"{model!r} is an ONNX file: name the model that it was made from (--against MODEL)")
+    else:
+        require_file(model, against)
+    loaded = loaded_model(against if is_file else model)
     with Console(stderr=True).status("running the model") as status:
-        found = diagnose(
-            loaded.model,
-            loaded.args,
-            loaded.kwargs,
-            options=config,
-            wanted_db=want,
-            compiled=not no_compile,
-            progress=lambda text: status.update(f"running the model: {escape(text)}"),
-        )
+
+        def progress(text: str) -> None:
+            status.update(f"running the model: {escape(text)}")
+
+        if is_file:
+            found = diagnose_file(Path(model), loaded, wanted_db=want, whole=not no_compile, progress=progress)
+        else:
+            found = diagnose(
+                loaded.model,
+                loaded.args,
+                loaded.kwargs,
+                options=config,
+                wanted_db=want,
+                compiled=not no_compile,
+                progress=progress,
+            )
     typer.echo(found.to_json() if as_json else str(found))

@@ -24,6 +24,7 @@ THRESHOLDS = (6.0, 4.0, 3.0, 2.0, 1.0)
 _MISSED_SHOWN = 8
 
 Progress = Callable[[str], None]
+Candidates = Callable[[Int8MixedConfig], Iterator[tuple[str, Any]]]
 
 
 def diagnose(
@@ -44,7 +45,7 @@ def diagnose(
     """
     config = without_free(Int8MixedConfig.from_options(options))
     with float_runs(model_or_program, args, kwargs, config) as runs:
-        doctor = _Doctor(runs, config, progress)
+        doctor = Doctor(runs, config, progress)
         found = doctor.diagnosis(wanted_db)
     if not compiled or config.lowering == "eager":
         return found
@@ -52,10 +53,13 @@ def diagnose(
     return doctor.with_compiled(found, *run_compiled(model_or_program, args, kwargs, config))
 
 
-class _Doctor:
-    """Runs of one model that are compared with its first, in float."""
+class Doctor:
+    """Runs of one model that are compared with its first, in float. candidates: the options that are tried."""
 
-    def __init__(self, runs: FloatRuns, config: Int8MixedConfig, progress: Progress) -> None:
+    def __init__(
+        self, runs: FloatRuns, config: Int8MixedConfig, progress: Progress, candidates: "Candidates | None" = None
+    ) -> None:
+        self._candidates = candidates or option_candidates
         self._runs, self._config, self._progress = runs, config, progress
         self._float: list[tuple[str, Tensor]] = []  # every Linear's module and output, in the order of the run
         self._own: dict[str, list[float | None]] = {}
@@ -93,6 +97,11 @@ class _Doctor:
         layers = tuple(dataclasses.replace(each, compiled_db=ratios.get(each.module)) for each in found.layers)
         return dataclasses.replace(found, layers=layers, compiled_db=self._against_float(output))
 
+    def require_outputs(self, output: Any, error: Exception) -> None:
+        """Raise an error where other tensors are returned than by the float model."""
+        if [each.shape for each in _floating(output)] != [each.shape for each in self._output]:
+            raise error
+
     def _record(self, call: LinearCall) -> Tensor:
         y = call.int8()
         if y is not None:
@@ -115,7 +124,7 @@ class _Doctor:
             module = _module(call)
             if module not in self._own:
                 return call.y
-            y = call.y if module in in_float else call.int8(config or self._config)
+            y = call.y if module in in_float else call.int8(config)
             self._running.setdefault(module, []).append(_ratio(self._float[place][1], y))
             place += 1
             return y
@@ -130,7 +139,7 @@ class _Doctor:
 
     def _repairs(self, suspect: LayerError) -> Iterator[Repair]:
         """What might help the suspect, mildest first; last, to leave it in float."""
-        candidates = list(_candidates(self._config))
+        candidates = list(self._candidates(self._config))
         configs = [_changed(self._config, option, value) for option, value in candidates]
         own = self._own_under(suspect.module, configs)
         for (option, value), config, ratio in zip(candidates, configs, own, strict=True):
@@ -169,7 +178,8 @@ class _Doctor:
         return dataclasses.replace(found, wanted_db=wanted, skip_modules=skipped, reached_db=total(low))
 
 
-def _candidates(config: Int8MixedConfig) -> Iterator[tuple[str, Any]]:
+def option_candidates(config: Int8MixedConfig) -> Iterator[tuple[str, Any]]:
+    """Options that might repair a layer, with their values, mildest first."""
     if not config.keeps_original_weights and config.threshold:
         yield "outlier_weights", "original"
     if config.profile is not None:

@@ -53,7 +53,8 @@ class Diagnosis:
     suspect: the layer to look at, and why: its weight is unusual, or its own error is far above the others', or it is
     what takes most from the output. repairs: what was tried; repair: the first that is about as good as leaving the
     suspect in float, None where even that does not help.
-    compiled_db: of the compiled model's output, None where it was not run.
+    compiled_db: of the compiled model's output, None where it was not run. file: of a diagnosis of an ONNX file, its
+    name; what the compiled model is for another, the whole file in ONNX Runtime is there.
     wanted_db: the output asked for; skip_modules: the fewest layers, worst first, that reach it; reached_db: what they
     give.
     """
@@ -68,6 +69,7 @@ class Diagnosis:
     skip_modules: tuple[str, ...] = ()
     reached_db: float | None = None
     compiled_db: float | None = None
+    file: str = ""
 
     @property
     def leaves_when_compiled(self) -> bool:
@@ -155,15 +157,17 @@ def _without_infinity(document: Any) -> Any:
 def _lines(found: Diagnosis) -> Iterator[str]:
     width = max([len("layer"), *(len(layer.module) for layer in found.layers)])
     was_compiled = found.compiled_db is not None
-    heading = f"  {'compiled dB':>11}" if was_compiled else ""
+    heading = f"  {'file dB' if found.file else 'compiled dB':>11}" if was_compiled else ""
     yield f"{'layer':{width}}  {'own dB':>8}  {'running dB':>10}{heading}  {'output dB, alone':>16}"
     for layer in found.layers:
         own, running, alone = map(_text, (layer.own_db, layer.running_db, layer.alone_db))
         compiled = f"  {_text(layer.compiled_db):>11}" if was_compiled else ""
         yield f"{layer.module or '(root)':{width}}  {own:>8}  {running:>10}{compiled}  {alone:>16}"
     yield ""
-    compiled = f"; compiled: {_text(found.compiled_db)} dB" if was_compiled else ""
-    yield f"the model's output in int8, op by op: {_text(found.total_db)} dB{compiled}"
+    whole = "the whole file in ONNX Runtime" if found.file else "compiled"
+    compiled = f"; {whole}: {_text(found.compiled_db)} dB" if was_compiled else ""
+    each = "Linear by Linear" if found.file else "op by op"
+    yield f"the model's output in int8, {each}: {_text(found.total_db)} dB{compiled}"
     if found.leaves_when_compiled:
         yield _leaving(found)
     if found.suspect is None:
@@ -192,6 +196,11 @@ def _leaving(found: Diagnosis) -> str:
     else:
         place = (
             f"before or in {layer.module or '(root)'} ({_text(layer.compiled_db)} dB, not {_text(layer.running_db)})"
+        )
+    if found.file:
+        return (
+            f"the whole file differs from its Linears in the float model by more than rounding: {place}. That is what "
+            "ONNX Runtime makes of its graph, or other operators of it, not int8"
         )
     return (
         f"the compiled model differs from its ops by more than rounding: {place}. That is what Inductor and the fused "

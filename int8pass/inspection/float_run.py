@@ -35,12 +35,13 @@ class FloatGraph:
 
     linears: by node name, the weight that a Linear to be rewritten reads; weights: the same of all canonical Linears;
     profiled: the outlier columns that the profile names for the former, None without a profile; ranges: those that
-    activations="static" takes from it.
+    activations="static" takes from it; int8: what computes a Linear in int8 in place of the rewrite's ops, or None.
     """
 
-    def __init__(self, program: Program, number: int) -> None:
+    def __init__(self, program: Program, number: int, int8: "Int8Form | None" = None) -> None:
         self.program = program
         self.number = number
+        self.int8 = int8
         self.dump = Dump.for_config(program.config.dump_dir) or Dump(None)
         pipeline.run(program, self.dump, pipeline.FLOAT_PASSES)
         self.linears = {node.name: expression for node, expression in program.linears.items()}
@@ -114,8 +115,10 @@ class LinearCall:
     def int8(self, config: Int8MixedConfig | None = None) -> Tensor | None:
         """What the rewrite makes of y under options; None where the weight cannot be int8.
 
-        config: default the run's own; one with a profile has the run's.
+        config: default the run's own, and the run's own int8 form; one with a profile has the run's.
         """
+        if config is None and self.graph.int8 is not None:
+            return self.graph.int8(self)
         program = self.graph.program
         config = config or program.config
         try:
@@ -139,6 +142,7 @@ class LinearCall:
 
 
 AtLinear = Callable[[LinearCall], Tensor]
+Int8Form = Callable[[LinearCall], Tensor | None]
 
 
 class _Interpreter(fx.Interpreter):
@@ -161,6 +165,7 @@ class FloatRuns:
     graphs: list[FloatGraph] = field(default_factory=list)
     _start: Callable[[], Any] = lambda: None
     _at_linear: AtLinear = lambda call: call.y
+    _int8: Int8Form | None = None
 
     def run(self, at_linear: AtLinear) -> Any:
         """Run the model once on its inputs, and return what it returns. Raises ProfileError at the first run."""
@@ -169,7 +174,7 @@ class FloatRuns:
             return self._start()
 
     def _add(self, program: Program) -> Callable:
-        graph = FloatGraph(program, len(self.graphs))
+        graph = FloatGraph(program, len(self.graphs), self._int8)
         self.graphs.append(graph)
         return lambda *inputs: graph.run(self._at_linear, inputs)
 
@@ -180,12 +185,14 @@ def float_runs(
     args: tuple | None,
     kwargs: Mapping[str, Any] | None,
     config: Int8MixedConfig,
+    int8: Int8Form | None = None,
 ) -> Iterator[FloatRuns]:
     """Capture a model as torch.compile does, or take an ExportedProgram, to be run on these inputs.
 
-    Raises CaptureError where there are none.
+    int8: what computes a Linear in int8 in place of the rewrite's ops, such as a file's nodes. Raises CaptureError
+    where there are no inputs.
     """
-    runs, config = FloatRuns(), without_free(config)
+    runs, config = FloatRuns(_int8=int8), without_free(config)
     if isinstance(model_or_program, ExportedProgram):
         inputs = flat_inputs(model_or_program, *_example_inputs(model_or_program, args, kwargs))
         run = runs._add(program_from_exported(model_or_program, config))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from int8pass.composition import QuantizedActivation
 from int8pass.inspection.float_run import LinearCall
 from int8pass.inspection.timing import Timing
 from int8pass.quantization.absmax import INT8_MAX
@@ -59,15 +60,22 @@ class Observation:
 
     def add(self, call: LinearCall, y_int8: Tensor) -> None:
         """Take in one call, and the result of its int8 form."""
-        self.signal += float(call.y.double().square().sum())
-        self.noise += float((call.y.double() - y_int8.double()).square().sum())
-        rows = call.x.reshape(-1, call.x.shape[-1])
+        self.add_error(call.y, y_int8)
         config = call.graph.program.config
-        mask, quantized = call.quantized(config)
-        inside = quantized.codes if mask is None else quantized.codes[torch.logical_not(mask).expand(call.x.shape)]
+        self.add_input(call.x, *call.quantized(config))
+        self.clamped += call.clamped(config)
+
+    def add_error(self, y: Tensor, y_int8: Tensor) -> None:
+        """y: the float Linear's output; y_int8: that of its int8 form."""
+        self.signal += float(y.double().square().sum())
+        self.noise += float((y.double() - y_int8.double()).square().sum())
+
+    def add_input(self, x: Tensor, mask: Tensor | None, quantized: QuantizedActivation) -> None:
+        """x: [..., K]; mask: bool[K] or bool[..., K], True for outliers, or None."""
+        rows = x.reshape(-1, x.shape[-1])
+        inside = quantized.codes if mask is None else quantized.codes[torch.logical_not(mask).expand(x.shape)]
         self.counts += level_counts(inside)
         self.scales.append(quantized.scale.cpu())
-        self.clamped += call.clamped(config)
         if mask is not None:
             self._add_outliers(rows, mask)
         if len(rows):

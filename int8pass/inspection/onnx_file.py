@@ -1,11 +1,13 @@
 """A report of an ONNX file that int8pass exported: what its metadata, its weights and its graph tell, without a run."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from int8pass.config import Int8MixedConfig
 from int8pass.errors import OnnxFileError
 from int8pass.inspection.observation import Details, level_counts, levels
 from int8pass.inspection.onnx_stage import file_stage
@@ -33,12 +35,33 @@ def is_onnx_file(spec: str | Path) -> bool:
     return Path(spec).suffix == SUFFIX
 
 
+@dataclass(frozen=True)
+class FileContents:
+    """What is read of a file. weights: of each row of the report, in its order; None where it is not int8."""
+
+    path: Path
+    graph: "OnnxGraph"
+    report: Report
+    weights: tuple[Int8Weight | None, ...]
+    options: dict[str, Any]
+
+    @property
+    def config(self) -> Int8MixedConfig:
+        """The options that the file was exported with, without its profile."""
+        return Int8MixedConfig.from_options({name: value for name, value in self.options.items() if name != "profile"})
+
+
 def explain_file(path: Path) -> Report:
     """The decisions, outlier columns, bytes and weights of a file of `export_onnx`, and its graph as one stage.
 
     What only a run tells is absent: errors, magnitudes, times, and columns that are found in each call. Raises
     OnnxFileError where it is no ONNX file or was not exported by this int8pass; MissingDependencyError.
     """
+    return read_file(path).report
+
+
+def read_file(path: Path) -> FileContents:
+    """A file with its report. Raises as `explain_file` does."""
     from int8pass.export.tensorrt.onnx_graph import load_graph
 
     graph = load_graph(path)
@@ -48,7 +71,7 @@ def explain_file(path: Path) -> Report:
     stage = file_stage(STAGE, graph, {row.weight for row in rows if row.weight})
     places = {node.module: place for place, node in reversed(list(enumerate(stage.nodes))) if node.kind == "call"}
     order = sorted(range(len(rows)), key=lambda number: places.get(rows[number].module, len(stage.nodes)))
-    return Report(
+    report = Report(
         tuple(rows[number] for number in order),
         threshold=facts["options"]["threshold"],
         outliers=facts["options"]["outliers"],
@@ -58,6 +81,7 @@ def explain_file(path: Path) -> Report:
         stages=((stage,),),
         details=tuple(_details(rows[number], weights[number]) for number in order),
     )
+    return FileContents(path, graph, report, tuple(weights[number] for number in order), facts["options"])
 
 
 def _facts(graph: "OnnxGraph", path: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A stage as an ONNX file without weights, for Netron: its ops under their own names, which no runtime knows."""
 
 import re
+from collections import Counter
+from dataclasses import replace
 
 from int8pass.errors import MissingDependencyError
 from int8pass.inspection.stages import Stage, StageNode
@@ -21,6 +23,7 @@ def stage_onnx(stage: Stage) -> bytes:
         from onnx import helper
     except ImportError as error:
         raise MissingDependencyError("--format onnx needs onnx: pip install 'int8pass[onnx]'") from error
+    stage = _with_known_names(stage)
     calls = [node for node in stage.nodes if node.kind == "call"]
     results = [name for node in stage.nodes if node.kind == "output" for name in node.inputs]
     typed = {node.name: _value(node) for node in stage.nodes if node.kind != "output"}
@@ -35,6 +38,25 @@ def stage_onnx(stage: Stage) -> bytes:
     opsets = [helper.make_opsetid(domain, 1 if domain else 18) for domain in domains]
     model = helper.make_model(graph, opset_imports=opsets, producer_name="int8pass", ir_version=10)
     return model.SerializeToString(deterministic=True)
+
+
+def _with_known_names(stage: Stage) -> Stage:
+    """Weights under the names that the model gives them: "fc.weight", "fc.weight (int8 codes)"."""
+    names = {node.name: _known_name(node) for node in stage.nodes if node.kind == "weight"}
+    taken = Counter([*names.values(), *(node.name for node in stage.nodes if node.name not in names)])
+    names = {name: known for name, known in names.items() if taken[known] == 1}
+    nodes = (
+        replace(node, name=names.get(node.name, node.name), inputs=tuple(names.get(each, each) for each in node.inputs))
+        for node in stage.nodes
+    )
+    return Stage(stage.name, tuple(nodes))
+
+
+def _known_name(node: StageNode) -> str:
+    found = re.search(r" = (?:(weight)|(.*) of) '(.*?)'(.*)$", node.text)
+    if found is None:
+        return node.name
+    return f"{found[3]}{found[4]}" + (f" ({found[2]})" if found[2] else "")
 
 
 def _node(node: StageNode):

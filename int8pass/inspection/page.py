@@ -71,10 +71,13 @@ def page_data(report: "Report", title: str) -> dict[str, Any]:
         "schema": SCHEMA_VERSION,
         "title": title,
         "versions": {"int8pass": importlib.metadata.version("int8pass"), "torch": torch.__version__},
+        "scheme": report.scheme,
+        "inputs": report.inputs,
         "threshold": report.threshold,
         "outliers": report.outliers,
         "profile": report.profile,
         "file": report.file,
+        "converted": report.converted,
         "slower_in_int8": report.slower_in_int8,
         "saved_by_skipping": report.saved_by_skipping,
         "totals": dataclasses.asdict(report.totals),
@@ -86,6 +89,10 @@ def page_data(report: "Report", title: str) -> dict[str, Any]:
 def _row(row: "Row", details: Details | None, report: "Report") -> dict[str, Any]:
     """A row, its details, and the names of the nodes of its Linear and around it, before and after the passes."""
     document = {**dataclasses.asdict(row), "snr_db": _finite(row.snr_db), "exact": row.snr_db == math.inf}
+    document["schemes"] = [
+        {"scheme": each.scheme, "snr_db": _finite(each.snr_db), "exact": each.snr_db == math.inf}
+        for each in row.schemes
+    ]
     if details is None:
         return document
     peaks = [(column, _finite(peak)) for column, peak in details.peaks]

@@ -1,7 +1,6 @@
 """`Report`: what the pass did to each Linear of a model, as rows, totals, text and JSON."""
 
 import dataclasses
-import itertools
 import json
 import os
 from collections import Counter
@@ -10,16 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from int8pass.inspection.observation import Details
-from int8pass.inspection.scheme_errors import SchemeError, finite, scheme_table
+from int8pass.inspection.report_text import megabytes, report_text
+from int8pass.inspection.scheme_errors import SchemeError, finite
 from int8pass.inspection.stages import Stage
 from int8pass.inspection.timing import Timing
+from int8pass.passes.recognize_int8_linear import ALREADY_INT8
 from int8pass.quantization.scheme import DEFAULT
 
 SCHEMA_VERSION = 4
-_COLUMNS_SHOWN = 6
-_TIMES = ("us int8", "us float", "quantize", "GEMM", "dequantize", "outliers")
 SLOWER = 1.1  # int8 time over float time, beyond what timings of a shared machine vary by
-_HEADER = ("module", "weight", "dtype", "decision", "outlier columns", "SNR dB", "MB before", "MB after", "MB peak")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,8 @@ class Report:
     the name of the one that its int8 forms are of.
 
     profile: the fingerprint of the model whose profile named the outlier columns, "" without one. file: of a report of
-    an ONNX file, its name; errors and times are absent then, and bytes are those in the file.
+    an ONNX file, its name; bytes are those in the file then, and errors and times are absent unless it was run, on the
+    inputs that `inputs` names.
     stages: of each graph, what it was after every pass; details: of each row, what its inputs and weight looked like.
     Neither is part of the JSON; the page that `to_html` writes shows them.
     """
@@ -98,6 +97,7 @@ class Report:
     graphs: int = 1
     profile: str = ""
     file: str = ""
+    inputs: str = ""
     scheme: str = DEFAULT.name
     stages: tuple[tuple[Stage, ...], ...] = field(default=(), compare=False, repr=False)
     details: tuple[Details, ...] = field(default=(), compare=False, repr=False)
@@ -116,6 +116,17 @@ class Report:
             bytes_after=_after(weights),
             bytes_peak=_after(weights) if self.file else _peak(weights),
             reasons=dict(Counter(row.reason for row in self.rows if row.reason)),
+        )
+
+    @property
+    def converted(self) -> str:
+        """In one line, that the model is converted already; "" where anything was rewritten."""
+        int8 = [row for row in self.rows if row.reason == ALREADY_INT8]
+        if not int8 or any(row.rewritten for row in self.rows):
+            return ""
+        return (
+            f"already converted: {len(int8)} of {len(self.rows)} Linears are int8 in it, {megabytes(_after(int8))} MB "
+            "of codes; a report of the float model shows decisions, outlier columns and errors"
         )
 
     @property
@@ -151,6 +162,7 @@ class Report:
             "outliers": self.outliers,
             "profile": self.profile,
             "file": self.file,
+            "inputs": self.inputs,
             "graphs": self.graphs,
             "totals": dataclasses.asdict(self.totals),
             "rows": rows,
@@ -164,12 +176,7 @@ class Report:
         write_page(self, Path(path), title)
 
     def __str__(self) -> str:
-        timed = any(row.timing for row in self.rows)
-        header, cells = (_HEADER + _TIMES, _timed_cells) if timed else (_HEADER, _cells)
-        tables = [_table([header, *map(cells, self.rows)])]
-        if any(row.schemes for row in self.rows):
-            tables.append(_table(scheme_table([(row.module, row.schemes) for row in self.rows])))
-        return "\n".join([*itertools.chain.from_iterable((*table, "") for table in tables), *_summary(self)])
+        return report_text(self)
 
 
 def _distinct_weights(rows: Iterable[Row]) -> list[Row]:
@@ -204,84 +211,3 @@ def _peak(rows: Iterable[Row]) -> int:
             now += row.bytes_int8
         now -= sum(row.bytes_before for row in same if not row.keeps_float)
     return max([peak, *(now - row.bytes_after + row.bytes_peak for row in rows if row.keeps_float)])
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.module or "(root)",
-        "x".join(map(str, row.weight_shape)) if row.weight_shape else "-",
-        row.dtype,
-        "int8" if row.rewritten else f"skipped: {row.reason}",
-        columns_text(row, _COLUMNS_SHOWN) if row.rewritten else "",
-        "" if row.snr_db is None else f"{row.snr_db:.1f}",
-        _megabytes(row.bytes_before),
-        _megabytes(row.bytes_after),
-        _megabytes(row.bytes_peak),
-    )
-
-
-def _timed_cells(row: Row) -> tuple[str, ...]:
-    if row.timing is None:
-        return (*_cells(row), *("" for _ in _TIMES))
-    parts = (row.timing.int8, row.timing.float, row.timing.quantize, row.timing.gemm, row.timing.dequantize)
-    times = (*parts, row.timing.outliers)
-    return (*_cells(row), *("fused" if seconds is None else f"{1e6 * seconds:.0f}" for seconds in times))
-
-
-def columns_text(row: Row, shown: int) -> str:
-    """The outlier columns of a row, the first of many, and those that its profile misses."""
-    missed = f" (missed: {_listed(row.missed_columns, shown)})" if row.missed_columns else ""
-    if row.outlier_columns is None:
-        return "in each call"
-    return (_listed(row.outlier_columns, shown) if row.outlier_columns else "none") + missed
-
-
-def _listed(columns: tuple[int, ...], shown: int) -> str:
-    more = f", ... ({len(columns)})" if len(columns) > shown else ""
-    return ", ".join(map(str, columns[:shown])) + more
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.2f}"
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
-
-
-def _outliers_met(report: Report) -> str:
-    if any(row.outlier_columns is None for row in report.rows):
-        return "their columns are found in each call"
-    return f"{report.totals.with_outliers} of them {'have' if report.file else 'met'} outlier columns"
-
-
-def _how(report: Report) -> str:
-    named = f"scheme {report.scheme}, " if report.scheme != DEFAULT.name else ""
-    chosen = "profile" if report.profile else report.outliers
-    return f"{named}threshold {report.threshold:g}, outliers by {chosen}"
-
-
-def _summary(report: Report) -> list[str]:
-    totals = report.totals
-    lines = [
-        f"{totals.rewritten} of {totals.linears} Linears rewritten to int8 ({_how(report)}); {_outliers_met(report)}",
-        f"weights: {_megabytes(totals.bytes_before)} MB before, {_megabytes(totals.bytes_after)} MB "
-        + ("in the file" if report.file else f"after, {_megabytes(totals.bytes_peak)} MB at the peak in between"),
-    ]
-    missing = [row.module for row in report.rows if row.missed_columns]
-    if missing:
-        lines.append(f"the profile misses outlier columns of {len(missing)}: calibrate on inputs like these too")
-    clamped = [row.clamped for row in report.rows if row.clamped]
-    if clamped:
-        lines.append(f"clamped {sum(clamped)} values past the profile's ranges, in {len(clamped)} Linears")
-    timed = [row.timing for row in report.rows if row.timing]
-    if timed:
-        times = (1e3 * sum(each.int8 for each in timed), 1e3 * sum(each.float for each in timed))
-        lines.append("time of the Linears, each alone: {:.2f} ms in int8, {:.2f} ms in float".format(*times))
-    if report.slower_in_int8:
-        lines.append(
-            f"faster in float, by {1e3 * report.saved_by_skipping:.2f} ms: skip_modules={list(report.slower_in_int8)}"
-        )
-    return lines + [f"skipped {count}: {reason}" for reason, count in totals.reasons.items()]

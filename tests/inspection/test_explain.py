@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from int8pass import Int8Linear, Report, explain
+from int8pass import Int8Linear, Report, convert, explain
 from int8pass.errors import CaptureError, ConfigError
+from int8pass.inspection.page import page_data
 from int8pass.kernels.cpu import fused
 from int8pass.weight_cache import WEIGHTS
 from tests import reference, zoo
@@ -207,6 +208,20 @@ def test_int8_linear_is_a_row():
     rows = {row.module: row for row in explain(model, (bounded(4, IN),)).rows}
     assert rows["up"].reason == "already int8 (Int8Linear)" and rows["up"].dtype == "int8"
     assert rows["down"].rewritten
+
+
+def test_converted_program_says_so_and_shows_its_int8_linears():
+    program = torch.export.export(frozen(Mlp()), (bounded(4, IN),))
+    report = explain(convert(program, options={"skip_modules": ["down"]}), options={"skip_modules": ["down"]})
+    assert [(row.module, row.dtype, row.rewritten) for row in report.rows] == [
+        ("up", "int8", False),
+        ("down", "float32", False),
+    ]
+    line = "already converted: 1 of 2 Linears are int8 in it, 0.00 MB of codes; a report of the float model shows"
+    assert report.converted.startswith(line) and report.converted in str(report)
+    assert "rewritten to int8" not in str(report) and "skipped 1: named in skip_modules ('down')" in str(report)
+    assert page_data(report, "")["converted"] == report.converted
+    assert explain(program).converted == ""
 
 
 def test_model_in_training_that_needs_gradients_is_reported_for_inference():

@@ -144,9 +144,12 @@ def test_other_files_are_refused(foreign, files, tmp_path):
         (("report", "FOREIGN"), "was not exported by int8pass"),
         (("dump", "FOREIGN"), "was not exported by int8pass"),
         (("diff", "FOREIGN", "FOREIGN"), "was not exported by int8pass"),
-        (("debug", "FILE"), "name the model that it was made from"),
+        (("debug", "FILE"), "name the model that it was made from (--against MODEL)"),
+        (("debug", "FILE", "--against", MODEL, "--threshold", "3"), "options were chosen when it was exported"),
+        (("debug", MODEL, "--against", MODEL), "--against compares an exported ONNX file with its model"),
+        (("report", MODEL, "--against", MODEL), "--against compares an exported ONNX file with its model"),
         (("report", "FILE", "--threshold", "3"), "options were chosen when it was exported"),
-        (("report", "FILE", "--timings"), "run a model, and"),
+        (("report", "FILE", "--schemes"), "name the model"),
         (("dump", "FILE", "--stage", "captured"), "the stages are: file"),
         (("dump", "FILE", "--module", "nowhere"), "no module matches 'nowhere'"),
         (("diff", "FILE", "report.json"), "two of a kind"),
@@ -207,7 +210,10 @@ def test_dump_of_a_model_as_onnx(run, tmp_path):
     last = onnx.load(stages[-1]).graph
     node = next(node for node in last.node if node.op_type == "int8_mm")
     assert node.domain == "int8pass" and node.name.startswith("up/") and "= int8pass.int8_mm(" in node.doc_string
-    assert [entry.value for entry in node.metadata_props] == ["up"]
+    assert [entry.value for entry in node.metadata_props] == ["up"] and node.input[1] == "up.weight (int8 codes)"
+    assert {"x", "up.weight", "up.bias", "up.weight (int8 scale)"} <= {
+        each.name.removeprefix("l_").strip("_") for each in last.input
+    }
     (result,) = last.output
     assert [size.dim_value for size in result.type.tensor_type.shape.dim] == [1, OUT]
     printed = tmp_path / "printed.onnx"
@@ -215,6 +221,24 @@ def test_dump_of_a_model_as_onnx(run, tmp_path):
     assert code == 2 and "cannot find outlier columns in each call" in error and not printed.exists()
     code, _, error = run("dump", MODEL, "--format", "onnx", "--target", "tensort", "--stage", "captured")
     assert code == 2 and "did you mean 'tensorrt'" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    (
+        (("--break-even", "measured"), "break_even='measured' times Linears"),
+        (("--scheme", "zeropoint"), "which scheme 'zeropoint' has"),
+        (("--activations", "static", "--profile", "PROFILE"), "a file finds the ranges of activations in each call"),
+    ),
+    ids=lambda each: each[0],
+)
+def test_what_no_file_holds_is_refused_before_anything_is_written(run, model, tmp_path, options, message):
+    torch.manual_seed(0)
+    profile = tmp_path / "profile.json"
+    calibrate(model, [activation(5)], progress=False).save(profile)
+    arguments = (profile if each == "PROFILE" else each for each in options)
+    code, _, error = run("dump", MODEL, "--format", "onnx", "--out", tmp_path / "dump", *arguments)
+    assert code == 2 and message in error and not (tmp_path / "dump").exists()
 
 
 def test_dumped_onnx_is_the_same_in_two_runs(run, tmp_path):

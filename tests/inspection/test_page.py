@@ -13,6 +13,7 @@ from torch import nn
 from int8pass import explain
 from int8pass.inspection.debug import diagnose
 from int8pass.inspection.page import SCRIPTS, page, page_data
+from int8pass.inspection.scheme_errors import SchemeError
 from tests import reference
 from tests.inspection.test_report import NAMELESS, REWRITTEN, report
 
@@ -125,6 +126,12 @@ def test_exact_layer_is_no_number():
     exact = REWRITTEN.__class__(**{**vars(REWRITTEN), "snr_db": math.inf})
     row = data_of(page(report(exact), ""))["rows"][0]
     assert row["snr_db"] is None and row["exact"]
+
+
+def test_exact_scheme_is_no_number():
+    errors = (SchemeError("absmax", math.inf), SchemeError("zeropoint", None))
+    row = data_of(page(report(REWRITTEN.__class__(**{**vars(REWRITTEN), "schemes": errors})), ""))["rows"][0]
+    assert [(each["snr_db"], each["exact"]) for each in row["schemes"]] == [(None, True), (None, False)]
 
 
 def test_values_that_are_not_finite_do_not_break_the_page():

@@ -15,6 +15,7 @@ from int8pass.inspection.onnx_file import explain_file
 from int8pass.inspection.report import Report, Row
 from int8pass.inspection.stages import Stage, StageNode
 from int8pass.inspection.timing import Timing
+from int8pass.quantization.scheme import SCHEMES
 from tests.inspection.browser import OVERLAPS, chromium, open_page, resize
 
 pytestmark = pytest.mark.browser
@@ -73,7 +74,15 @@ def pages(path, gpt2, tmp_path_factory):
     module, example, shapes = with_past(gpt2)
     export_onnx(module, None, folder / "gpt2.onnx", kwargs=example, dynamic_shapes=shapes)
     explain_file(folder / "gpt2.onnx").to_html(folder / "file.html", "a file of it")
-    return {"small": path, "gpt2": folder / "gpt2.html", "file": folder / "file.html"}
+    torch._dynamo.reset()
+    schemed = explain(gpt2, (torch.arange(8)[None],), {"use_cache": False}, schemes=tuple(SCHEMES))
+    schemed.to_html(folder / "schemes.html", "with every scheme")
+    return {
+        "schemes": folder / "schemes.html",
+        "small": path,
+        "gpt2": folder / "gpt2.html",
+        "file": folder / "file.html",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +310,7 @@ def test_theme_by_mouse_and_by_keyboard(browser):
 
 
 @pytest.mark.parametrize("width", (1280, 400))
-@pytest.mark.parametrize("page", ("small", "gpt2", "file"))
+@pytest.mark.parametrize("page", ("small", "gpt2", "file", "schemes"))
 def test_nothing_overlaps(started, pages, page, width):
     open_page(started, pages[page], width)
     for row in (":first-child", ":last-child"):
@@ -397,6 +406,25 @@ def test_gpt2_shaped_model(started, pages):
     assert len(before.find_elements("css selector", ".node.call:not(.beside)")) == 1  # Conv1D is one addmm
     assert len(after.find_elements("css selector", ".node.int8")) == 6
     assert len(started.find_elements("css selector", "#layer .bar.over")) == 1
+    assert started.get_log("browser") == []
+
+
+def test_every_scheme_of_a_layer(started, pages):
+    open_page(started, pages["schemes"])
+    headings = text_of(started, "#layer-table thead th")
+    place = headings.index("best scheme") + 1
+    assert headings[place] == "gain dB"
+    gain = f"#layer-table tbody td:nth-child({place + 1})"
+    find(started, f"#layer-table thead th:nth-child({place + 1}) button").click()
+    gains = [float(text) for text in text_of(started, gain) if text]
+    assert len(gains) == 8 and gains == sorted(gains) and gains[0] >= 0
+    assert set(text_of(started, f"#layer-table tbody td:nth-child({place})")) <= {*SCHEMES, ""}
+    find(started, "#layer-table tbody button").click()
+    assert "Error under each scheme" in text_of(started, "#layer-body h3")
+    plot = find(started, "#layer-body svg[aria-label^='Error under each scheme']")
+    assert len(plot.find_elements("css selector", ".bar")) == len(SCHEMES)
+    assert len(plot.find_elements("css selector", ".bar.over")) == 1
+    assert all(f"{name}: " in plot.get_attribute("aria-label") for name in SCHEMES)
     assert started.get_log("browser") == []
 
 

@@ -112,6 +112,11 @@ def test_text():
     ]
 
 
+def test_text_of_a_file_that_was_run():
+    text = str(report(REWRITTEN, file="model.onnx", inputs="the inputs of a model"))
+    assert "\nrun in ONNX Runtime on the inputs of a model" in text
+
+
 def test_text_of_an_empty_report():
     assert "0 of 0 Linears rewritten" in str(report())
 
@@ -124,7 +129,7 @@ def test_text_shortens_long_lists_of_columns():
 def test_json_holds_every_field():
     rows = (REWRITTEN, SKIPPED, NAMELESS)
     document = json.loads(report(*rows, scheme="zeropoint", threshold=2.5, outliers="token", graphs=3).to_json())
-    options = {"scheme", "threshold", "outliers", "profile", "file"}
+    options = {"scheme", "threshold", "outliers", "profile", "file", "inputs"}
     assert document.keys() == options | {"schema", "graphs", "totals", "rows"}
     assert document["schema"] == SCHEMA_VERSION == 4
     assert (document["threshold"], document["outliers"], document["graphs"]) == (2.5, "token", 3)

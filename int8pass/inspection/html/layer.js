@@ -7,6 +7,7 @@ function showLayer(data, row) {
   const drawings = row.before && row.graph < data.graphs.length ? layerDrawings(data.graphs[row.graph], row) : [];
   const plots = [];
   if (row.snr_db != null) plots.push(errorPlot(row, data.rows));
+  if (row.schemes.length) plots.push(schemesPlot(row, data.scheme));
   if (row.peaks?.length) plots.push(peaksPlot(row, data.threshold, data.profile));
   if (row.activations) plots.push(levelsPlot("Activations", row.activations, row.outlier_values));
   if (row.weights) plots.push(levelsPlot("Weights", row.weights, 0));
@@ -24,7 +25,7 @@ function layerFacts(row, file) {
     ["weight", `${row.weight || row.operation} ${shape(row)} ${row.dtype}`],
     ["outlier columns", row.rewritten ? (row.outlier_columns?.length ?? "in each call") : "–"],
     ...(row.missed_columns.length ? [["missed by the profile", listed(row.missed_columns)]] : []),
-    ...(file ? [] : [["SNR", row.snr_db == null ? (row.exact ? "exact" : "–") : `${row.snr_db.toFixed(1)} dB`]]),
+    ...(file && row.snr_db == null ? [] : [["SNR", row.snr_db == null ? (row.exact ? "exact" : "–") : `${row.snr_db.toFixed(1)} dB`]]),
     file
       ? ["MB float, in the file", [row.bytes_before, row.bytes_after].map(megabytes).join(", ")]
       : ["MB float, after, peak", [row.bytes_before, row.bytes_after, row.bytes_peak].map(megabytes).join(", ")],

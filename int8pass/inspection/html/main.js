@@ -14,9 +14,12 @@
     ["MB before", megabytes(totals.bytes_before)],
     [data.file ? "MB in the file" : "MB after", megabytes(totals.bytes_after)],
     ...(data.file ? [] : [["MB at the peak", megabytes(totals.bytes_peak)]]),
+    ["scheme", data.scheme],
     ["threshold", `${data.threshold}, by ${data.profile ? "profile" : data.outliers}`],
   ];
   byId("totals").append(...facts.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
+  if (data.inputs) byId("skipped").append(el("li", { text: `run in ONNX Runtime on ${data.inputs}` }));
+  if (data.converted) byId("skipped").append(el("li", { text: data.converted }));
   byId("skipped").append(...Object.entries(totals.reasons).map(([reason, count]) => el("li", { text: `skipped ${count}: ${reason}` })));
   if (data.slower_in_int8.length) {
     const saved = (1e3 * data.saved_by_skipping).toFixed(2);

@@ -31,7 +31,7 @@ function levelsPlot(what, levels, outliers) {
   svg.selectAll("rect").data(counts).join("rect").attr("class", "bar").attr("x", (_, number) => x(number - 127.5))
     .attr("width", width).attr("y", (count) => y(count)).attr("height", (count) => y(0) - y(count))
     .append("title").text((count, number) => `level ${number - 127}: ${count} values`);
-  const ticks = d3.range(0, 12).map((power) => 10 ** power).filter((value) => value <= d3.max(counts));
+  const ticks = d3.range(0, 12).map((power) => 10 ** power).filter((value) => value <= d3.max(counts) && y(0) - y(value) > 11);
   axis(svg, d3.axisLeft(y).tickValues([0, ...ticks]).tickFormat(d3.format("~s")), PLOT.left, 0);
   axis(svg, d3.axisBottom(x).tickValues([-127, -64, 0, 64, 127]), 0, PLOT.height - PLOT.bottom);
   const value = d3.scaleLinear([-127.5 * levels.scales[1], 127.5 * levels.scales[1]], x.range());
@@ -84,4 +84,26 @@ function errorPlot(row, rows) {
   axis(svg, d3.axisBottom(x).ticks(6), 0, PLOT.height - PLOT.bottom);
   axisLabel(svg, "signal-to-noise ratio in dB, worse to the left", PLOT.width / 2, PLOT.height - 4);
   return el("figure", {}, el("h3", { text: "Error among all layers" }), svg.node(), el("figcaption", { text: note }));
+}
+
+/** What every scheme would make of the layer: a bar each, the report's own marked. */
+function schemesPlot(row, chosen) {
+  const known = row.schemes.filter((each) => each.snr_db != null);
+  const written = (each) => `${each.scheme}: ${each.exact ? "exact" : each.snr_db == null ? "–" : `${each.snr_db.toFixed(1)} dB`}`;
+  const note = `Signal-to-noise ratio of the layer on the same inputs; longer is better. The report is of ${chosen}.`;
+  const svg = plot(`Error under each scheme. ${note} ${row.schemes.map(written).join(", ")}`);
+  const left = PLOT.left + 112; // room for the names
+  const x = d3.scaleLinear([Math.min(0, d3.min(known, (each) => each.snr_db) ?? 0), d3.max(known, (each) => each.snr_db) || 1], [left, PLOT.width - 44]);
+  const y = d3.scaleBand(row.schemes.map((each) => each.scheme), [PLOT.top - 14, PLOT.height - PLOT.bottom]).padding(0.2);
+  svg.selectAll("rect").data(known).join("rect").attr("class", (each) => (each.scheme === chosen ? "bar over" : "bar"))
+    .attr("x", (each) => Math.min(x(0), x(each.snr_db))).attr("width", (each) => Math.abs(x(each.snr_db) - x(0)))
+    .attr("y", (each) => y(each.scheme)).attr("height", y.bandwidth()).append("title").text(written);
+  for (const each of row.schemes) {
+    const middle = y(each.scheme) + y.bandwidth() / 2 + 4;
+    axisLabel(svg, each.scheme, left - 6, middle, "end");
+    axisLabel(svg, each.exact ? "exact" : each.snr_db == null ? "–" : each.snr_db.toFixed(1), x(Math.max(0, each.snr_db ?? 0)) + 4, middle, "start");
+  }
+  axis(svg, d3.axisBottom(x).ticks(5), 0, PLOT.height - PLOT.bottom);
+  axisLabel(svg, "signal-to-noise ratio in dB", PLOT.width / 2, PLOT.height - 4);
+  return el("figure", {}, el("h3", { text: "Error under each scheme" }), svg.node(), el("figcaption", { text: note }));
 }

@@ -14,7 +14,7 @@ const MODEL_COLUMNS = [
   bytesColumn("MB float", "bytes_before"),
   bytesColumn("MB after", "bytes_after"),
 ];
-const FILE_COLUMNS = [bytesColumn("MB float", "bytes_before"), bytesColumn("MB in the file", "bytes_after")];
+const FILE_COLUMNS = [MODEL_COLUMNS[0], bytesColumn("MB float", "bytes_before"), bytesColumn("MB in the file", "bytes_after")];
 const OUTLIERS_SHOWN = 8;
 
 function outlierText(row) {
@@ -31,7 +31,8 @@ function listed(columns) {
 
 function startTable(data, choose) {
   const rows = data.rows;
-  const columns = COLUMNS.concat(data.file ? FILE_COLUMNS : MODEL_COLUMNS, timeColumns(rows));
+  const own = (data.file ? FILE_COLUMNS : MODEL_COLUMNS).filter((column) => column !== MODEL_COLUMNS[0] || !data.file || rows.some((row) => row.snr_db != null));
+  const columns = COLUMNS.concat(own, schemeColumns(rows), timeColumns(rows));
   const table = byId("layer-table");
   const lines = rows.map((row, number) => tableLine(columns, row, number, choose));
   const order = rows.map((_, number) => number);
@@ -75,6 +76,19 @@ function startTable(data, choose) {
   table.tBodies[0].addEventListener("keydown", moveByArrows);
   show();
   return (number) => lines.forEach((line, other) => line.setAttribute("aria-current", other === number));
+}
+
+const ratioOf = (each) => (each.exact ? Infinity : each.snr_db);
+
+/** The scheme with the smallest error, and how far it is from the one that the report is of. */
+function schemeColumns(rows) {
+  if (!rows.some((row) => row.schemes.length)) return [];
+  const best = (row) => d3.greatest(row.schemes, ratioOf);
+  const gain = (row) => (best(row) ? ratioOf(best(row)) - ratioOf(row) : null);
+  return [
+    { name: "best scheme", value: (row) => best(row)?.scheme },
+    { name: "gain dB", value: gain, text: (row) => (gain(row) == null || Number.isNaN(gain(row)) ? "" : gain(row).toFixed(1)), number: true },
+  ];
 }
 
 function timeColumns(rows) {
