@@ -12,8 +12,10 @@ from torch import Tensor, fx
 from int8pass.capture import ModuleNames, program_from_dynamo
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import WeightError
+from int8pass.freed_parameter import is_freed
 from int8pass.passes.select_linear import GRADIENT_REASON, name_refusal
 from int8pass.program import ModuleTensor, Program
+from int8pass.quantization.profile import weight_fingerprint
 from int8pass.torch_private import compiled_module
 
 logger = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ class DecisionGuard:
     """Runs a compiled graph, and keeps to each layer's own decisions.
 
     Dynamo may call one graph with the weights of several layers or models, while `skip_modules`, tied embeddings,
-    gradients (up to PyTorch 2.11 its guards miss requires_grad) and non-finite values decide by weight.
+    gradients (up to PyTorch 2.11 its guards miss requires_grad), profiles and non-finite values decide by weight.
     Weights that were decided otherwise than those the graph was compiled for get a variant of it, made by
     `compile_eager(program, inputs)`, which runs op by op.
     """
@@ -43,7 +45,7 @@ class DecisionGuard:
         self._compile_eager = compile_eager
         self._lock = threading.Lock()
         tensors = tuple(source.tensor for source in weights.values())
-        self._runs = {self._refusals(tensors, names): run}
+        self._runs = {self._decisions(tensors, names): run}
         self._seen = {tuple(map(id, tensors)): _Choice(tensors, run)}
 
     def __call__(self, *args: Any) -> Any:
@@ -62,12 +64,12 @@ class DecisionGuard:
 
     def _choose(self, args: tuple, weights: tuple[Tensor, ...]) -> "_Choice":
         names = ModuleNames(compiled_module())
-        refusals = self._refusals(weights, names)
+        decisions = self._decisions(weights, names)
         with self._lock:
-            if refusals not in self._runs:
-                logger.warning("layers that share a compiled graph differ in what is skipped: one runs op by op")
-                self._runs[refusals] = self._variant(args, names)
-        return self._remember(weights, self._runs[refusals])
+            if decisions not in self._runs:
+                logger.warning("layers that share a compiled graph differ in what is done to them: one runs op by op")
+                self._runs[decisions] = self._variant(args, names)
+        return self._remember(weights, self._runs[decisions])
 
     def _remember(self, weights: tuple[Tensor, ...], run: Callable) -> "_Choice":
         with self._lock:
@@ -81,13 +83,21 @@ class DecisionGuard:
         program = program_from_dynamo(self._graph_module, list(args), self._config, names)
         return self._compile_eager(program, list(args))
 
-    def _refusals(self, weights: tuple[Tensor, ...], names: ModuleNames) -> tuple[str, ...]:
+    def _decisions(self, weights: tuple[Tensor, ...], names: ModuleNames) -> tuple[tuple[str, str], ...]:
+        """For each weight, why it is skipped, and which layer of the profile it is."""
         found = []
         for weight, default in zip(weights, self._defaults.values(), strict=True):
             source = ModuleTensor(names.of(weight, default), weight)
             by_gradient = GRADIENT_REASON if torch.is_grad_enabled() and weight.requires_grad else ""
-            found.append(name_refusal(self._config, source, names.embeddings) or by_gradient)
+            refusal = name_refusal(self._config, source, names.embeddings) or by_gradient
+            found.append((refusal, self._profiled(source)))
         return tuple(found)
+
+    def _profiled(self, source: ModuleTensor) -> str:
+        profile = self._config.profile
+        if profile is None or not profile.names(source.name) or is_freed(source.tensor):
+            return ""
+        return f"{source.name} {weight_fingerprint(source.tensor)}"
 
 
 class _Choice:

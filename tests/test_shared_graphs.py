@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+import int8pass
+from int8pass.errors import ProfileError
 from tests.linear_models import IN, OUT, activation, frozen, relative_error
 
 
@@ -103,3 +105,20 @@ def test_tied_head_stays_float_in_every_instance():
         state, logits = torch.compile(model, backend="int8mixed", options=OPTIONS)(tokens)
         assert relative_error(state, model.body(model.embedding(tokens))) > 0
         assert torch.equal(logits, model.head(state))
+
+
+def with_outlier(column):
+    x = activation(5).clamp(-5, 5)
+    x[:, column] = 20.0
+    return x
+
+
+def test_a_profile_is_never_used_for_another_block():
+    blocks, x = frozen(nn.ModuleList(Headed() for _ in range(2))), with_outlier(3)
+    original = copy.deepcopy(blocks[0])
+    profile = int8pass.calibrate(original, [x])
+    for block in blocks:
+        block.compile(backend="int8mixed", options={**OPTIONS, "profile": profile})
+    assert 0 < relative_error(blocks[0](x), original(x)) < 0.03
+    with pytest.raises(ProfileError, match=r"another model: the values or the dtype of 'body.weight' differ"):
+        blocks[1](x)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from int8pass.bench.machine import last_level_cache_bytes
 from int8pass.bench.results import Measurement
 from int8pass.bench.timing import Clock, interleave
 from int8pass.errors import ConfigError
@@ -85,7 +86,11 @@ def measure(
     cold = {name: prepared.call for name, prepared in repeated.items()}
     warm = {f"{name} (warm)": prepared.warm for name, prepared in repeated.items() if prepared.warm is not None}
     seconds = interleave(
-        {**cold, **warm}, rounds, clock=clock, progress=lambda number: progress(f"round {number} of {rounds}")
+        {**cold, **warm},
+        rounds,
+        clock=clock,
+        before=evicting(),
+        progress=lambda number: progress(f"round {number} of {rounds}"),
     )
     return tuple(_measurement(contestant.name, ready, failures, seconds) for contestant in contestants)
 
@@ -104,6 +109,12 @@ def _measurement(
         for key in (name, f"{name} (warm)")
     )
     return Measurement(name, cold, warm, prepared.error, prepared.note)
+
+
+def evicting() -> Callable[[], object]:
+    """A function that drives everything else from the caches: contestants share float weights, and int8 ones too."""
+    filler = torch.zeros(2 * last_level_cache_bytes(), dtype=torch.uint8)
+    return lambda: filler.add_(1)
 
 
 @contextlib.contextmanager

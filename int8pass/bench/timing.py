@@ -2,7 +2,8 @@
 
 In each round every contestant runs one batch of calls, long enough for the clock; the order rotates between rounds.
 What is compared is the median over the rounds of the ratio of two contestants in the same round. Each batch comes after
-a pause and an untimed call: the thread pool of the contestant before has stopped spinning, its own has woken up.
+a pause and an untimed call: the thread pool of the contestant before has stopped spinning, its own has woken up. Where
+contestants share weights, `before` drives from the caches what the one before has read.
 """
 
 import contextlib
@@ -29,11 +30,12 @@ def interleave(
     batch_seconds: float = BATCH_SECONDS,
     clock: Clock = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
+    before: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda number: None,
 ) -> dict[str, list[float | None]]:
     """Time every call, warmed up before, in `rounds` rounds. Returns seconds a call, one a round, None: sat out.
 
-    `progress` is told the number of each round, from 1, before it.
+    `before` is called ahead of each batch; `progress` is told the number of each round, from 1, before it.
     """
     names = list(calls)
     once = {name: _seconds(call, 1, clock) for name, call in calls.items()}
@@ -47,6 +49,7 @@ def interleave(
                 if number >= SLOW_ROUNDS and max(found[name][:SLOW_ROUNDS]) > SLOW_SECONDS:
                     found[name].append(None)
                     continue
+                before()
                 sleep(_PAUSE_SECONDS)
                 if once[name] < _LONG_CALL_SECONDS:
                     calls[name]()

@@ -75,6 +75,10 @@ class Profile:
         text = json.dumps([[layer.weight, layer.shape, layer.fingerprint] for layer in self.layers])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def names(self, weight: str) -> bool:
+        """Whether a parameter of this name is a layer of it."""
+        return any(layer.weight == weight for layer in self.layers)
+
     def columns(self, weight: str, shape: tuple[int, int], tensor: Tensor) -> tuple[int, ...]:
         """The outlier columns of a Linear, see `layer`."""
         return self.layer(weight, shape, tensor).outlier_columns

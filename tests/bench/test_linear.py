@@ -86,3 +86,13 @@ def test_wrong_options_are_one_clear_error(run, arguments, message):
     code, out, err = run("bench", "linear", "--quick", *arguments)
     assert code == 2 and message in " ".join(err.split()) and out == ""
     assert "Traceback" not in err
+
+
+def test_moving_columns_leave_the_caches_of_the_other_contestants_alone():
+    case = point()
+    layers = case.stacks[0]
+    builders = {contestant.name: contestant.builder(case) for contestant in CONTESTANTS[:4]}
+    stacks = {name: build(layers).layers for name, build in builders.items()}
+    weights = {name: {layer.weight.data_ptr() for layer in stack} for name, stack in stacks.items()}
+    assert weights["int8mixed"] == weights["int8mixed-clean"] == {layer.weight.data_ptr() for layer in layers}
+    assert weights["int8mixed"].isdisjoint(weights["int8mixed-moving"])

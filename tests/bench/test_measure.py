@@ -32,7 +32,7 @@ def test_a_peer_that_fails_is_a_row_with_its_reason():
 
 
 def test_times_are_those_of_a_unit(monkeypatch):
-    def interleave(calls, rounds, clock, progress):
+    def interleave(calls, rounds, clock, before, progress):
         return {name: [8.0, None] for name in calls}
 
     monkeypatch.setattr(module, "interleave", interleave)

@@ -38,6 +38,13 @@ def test_every_contestant_runs_once_a_round_in_rotated_order():
     assert all(seconds == pytest.approx([0.2] * 3) for seconds in found.values())
 
 
+def test_something_is_done_ahead_of_each_batch():
+    clock = FakeClock()
+    calls = {name: clock.call(name, 0.2) for name in "ab"}
+    interleave(clock, calls, rounds=2, before=lambda: clock.order.append("-"))
+    assert "".join(clock.order[2:]) == "-a-b-b-a"
+
+
 def test_a_batch_is_long_enough_for_the_clock_and_follows_an_untimed_call():
     clock = FakeClock()
     found = interleave(clock, {"short": clock.call("short", 1e-3)}, rounds=1, batch_seconds=5e-3)

@@ -1,12 +1,14 @@
-// Outlier columns of a float weight, kept contiguous between calls: one column of a row-major weight costs a cache line
-// for each of its N values. A cache belongs to one weight and lives in the storage of a tensor, so that a graph can
-// take it as an input and it dies with the weight.
+// Outlier columns of a float weight, kept between calls: one column of a row-major weight costs a cache line for each of
+// its N values. Those of the last call lie together once more, block by block, as the next call most often reads them. A
+// cache belongs to one weight and lives in the storage of a tensor, so that a graph can take it as an input and it dies
+// with the weight.
 #pragma once
 
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -16,7 +18,18 @@
 namespace int8pass {
 
 using Column = std::shared_ptr<float[]>;  // the weights of one feature, N rounded up to 64
-using Columns = std::shared_ptr<const std::vector<Column>>;
+using Columns = std::shared_ptr<const float[]>;  // of J features, in the order of reading: [N/64][J][64]
+
+inline Columns block_by_block(const std::vector<Column>& columns, int64_t blocks) {
+  const std::shared_ptr<float[]> together(new float[blocks * columns.size() * kBlockN]);
+  float* to = together.get();
+  for (int64_t block = 0; block < blocks; ++block)
+    for (const Column& column : columns) {
+      std::memcpy(to, column.get() + block * kBlockN, kBlockN * sizeof(float));
+      to += kBlockN;
+    }
+  return together;
+}
 
 constexpr int64_t kCacheBytes = 256;  // of the tensor that holds a cache
 
@@ -40,9 +53,10 @@ class alignas(kCacheBytes) ColumnCache {
 
   int64_t capacity() const { return capacity_; }
 
-  // The columns asked for, at most `capacity`. Those that are not held come from gather(missing) -> columns.
+  // The columns asked for, at most `capacity`, of so many blocks of outputs. Those that are not held come from
+  // gather(missing) -> columns.
   template <typename Gather>
-  Columns get(const std::vector<int64_t>& wanted, int64_t bytes, Gather&& gather) {
+  Columns get(const std::vector<int64_t>& wanted, int64_t blocks, Gather&& gather) {
     std::lock_guard<std::mutex> guard(lock_);
     ++calls_;
     if (wanted == last_wanted_) {
@@ -57,15 +71,15 @@ class alignas(kCacheBytes) ColumnCache {
     hits_ += static_cast<int64_t>(wanted.size() - missing.size());
     misses_ += static_cast<int64_t>(missing.size());
     if (!missing.empty()) insert(missing, gather(missing));
-    bytes_ = static_cast<int64_t>(held_.size()) * bytes;
     std::vector<Column> columns;
     for (const int64_t k : wanted) columns.push_back(held_.at(k).column);
-    last_ = std::make_shared<const std::vector<Column>>(std::move(columns));
+    bytes_ = static_cast<int64_t>(held_.size() + columns.size()) * blocks * kBlockN * sizeof(float);
+    last_ = block_by_block(columns, blocks);
     last_wanted_ = wanted;
     return last_;
   }
 
-  // int64 [4]: columns found, columns gathered, columns held, bytes held
+  // int64 [4]: columns found, columns gathered, columns held, bytes of those and of the last call
   Tensor counts() {
     std::lock_guard<std::mutex> guard(lock_);
     return at::tensor({hits_, misses_, static_cast<int64_t>(held_.size()), bytes_}, at::kLong);

@@ -25,7 +25,7 @@ struct BlockOfOutputs {
   alignas(64) int32_t offset[kBlockN] = {};
   alignas(64) float weight_scale[kBlockN] = {};
   alignas(64) float bias[kBlockN] = {};
-  const float* columns[kFewOutliers];  // the block's weights of each outlier feature
+  const float* columns;  // the block's weights of the outlier features: [J][64]
 };
 
 // y = (sums - offset) * weight_scale * input_scale + outliers + bias, for 64 outputs of a row.
@@ -44,7 +44,7 @@ inline void finish_row(const int32_t* sums, float input_scale, const float* inpu
     });
     for (int64_t j = 0; j < outliers; ++j)
       unroll<kTogether>([&](auto i) INT8PASS_INLINE {
-        const Floats weight = *reinterpret_cast<const Floats*>(block.columns[j] + n + i * kLanes);
+        const Floats weight = *reinterpret_cast<const Floats*>(block.columns + j * kBlockN + n + i * kLanes);
         total[i] += inputs[j] * (kDequantized ? weight * scale[i] : weight);
       });
     unroll<kTogether>([&](auto i) INT8PASS_INLINE {

@@ -46,14 +46,14 @@ void load_block(const Linear& linear, int64_t block, bool has_offset, float* cod
   std::memcpy(out.weight_scale, linear.weight_scale + start, count * sizeof(float));
   if (has_offset) std::memcpy(out.offset, linear.offset + start, count * sizeof(int32_t));
   if (linear.bias) std::memcpy(out.bias, linear.bias + start, count * sizeof(float));
-  for (size_t j = 0; j < linear.outliers.size(); ++j) {
-    if (!linear.columns) {
+  const int64_t outliers = linear.outliers.size();
+  if (linear.columns) {
+    out.columns = linear.columns.get() + start * outliers;
+    for (int64_t n = 0; n < outliers * kBlockN; n += 16) __builtin_prefetch(out.columns + n);
+  } else {
+    out.columns = codes;
+    for (int64_t j = 0; j < outliers; ++j)
       codes_of(linear.packed + start * linear.padded, linear.outliers[j], codes + j * kBlockN);
-      out.columns[j] = codes + j * kBlockN;
-    } else {
-      out.columns[j] = (*linear.columns)[j].get() + start;
-      for (int64_t n = 0; n < kBlockN; n += 16) __builtin_prefetch(out.columns[j] + n);
-    }
   }
 }
 
@@ -91,9 +91,9 @@ void run(const Linear& linear, T* out) {
 Columns original_columns(const Tensor& weight, const std::vector<int64_t>& outliers, const float* scale,
                          ColumnCache* cache) {
   const auto gather = [&](const std::vector<int64_t>& columns) { return gather_original(weight, columns, scale); };
-  if (!cache || static_cast<int64_t>(outliers.size()) > cache->capacity())
-    return std::make_shared<const std::vector<Column>>(gather(outliers));
-  return cache->get(outliers, ceil_div(weight.size(0), kBlockN) * kBlockN * sizeof(float), gather);
+  const int64_t blocks = ceil_div(weight.size(0), kBlockN);
+  if (!cache || static_cast<int64_t>(outliers.size()) > cache->capacity()) return block_by_block(gather(outliers), blocks);
+  return cache->get(outliers, blocks, gather);
 }
 
 std::vector<int64_t> outlier_columns(const Tensor& mask, at::OptionalIntArrayRef known) {
