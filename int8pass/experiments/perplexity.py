@@ -9,7 +9,7 @@ from torch import Tensor
 from int8pass.experiments.training import next_byte_loss
 
 
-def held_out_batches(text: Tensor, count: int, length: int, batch: int) -> list[Tensor]:
+def evenly_spaced_batches(text: Tensor, count: int, length: int, batch: int) -> list[Tensor]:
     """`count` pieces of uint8[bytes], evenly spaced from start to end: int64[<= batch, length + 1] each."""
     starts = torch.linspace(0, len(text) - length - 1, count, dtype=torch.float64).long()
     pieces = torch.stack([text[start : start + length + 1] for start in starts.tolist()]).long()

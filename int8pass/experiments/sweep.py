@@ -21,10 +21,12 @@ from int8pass.bench.measure import compiling
 from int8pass.bench.timing import interleave, median, ratio
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CaptureError, ConfigError
+from int8pass.quantization.calibrate import calibrate
+from int8pass.quantization.profile import Profile
 from int8pass.quantization.scheme import SCHEMES, scheme_named
 from int8pass.torch_private import tree_leaves
 
-SCHEMA = "int8pass-sweep/1"
+SCHEMA = "int8pass-sweep/2"
 THRESHOLDS = (3.0, 6.0, 12.0)
 ROUNDS = 5
 FLOAT = "float"
@@ -34,13 +36,15 @@ Inputs = tuple[tuple, dict[str, Any]]  # args and kwargs of one call
 
 @dataclass(frozen=True)
 class Candidate:
-    """threshold: None for a scheme without outlier branch."""
+    """threshold: None for a scheme without outlier branch. activations: "dynamic" or "static"."""
 
     scheme: str
     threshold: float | None = None
+    activations: str = "dynamic"
 
     def __str__(self) -> str:
-        return self.scheme if self.threshold is None else f"{self.scheme}, {self.threshold:g}"
+        threshold = "" if self.threshold is None else f", {self.threshold:g}"
+        return f"{self.scheme}{threshold}{', static' if self.activations == 'static' else ''}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class SweepRow:
 
     scheme: str
     threshold: float | None
+    activations: str
     relative_error: float
     cosine_error: float
     time: float
@@ -92,15 +97,22 @@ class Sweep:
         return json.dumps(document, indent=1, allow_nan=False)
 
 
-def candidates(schemes: Sequence[str] | None = None, thresholds: Sequence[float] = THRESHOLDS) -> tuple[Candidate, ...]:
-    """Each scheme (default: all named ones), those with an outlier branch at every threshold. Raises ConfigError."""
+def candidates(
+    schemes: Sequence[str] | None = None, thresholds: Sequence[float] = THRESHOLDS, static: bool = False
+) -> tuple[Candidate, ...]:
+    """Each scheme (default: all named ones), those with an outlier branch at every threshold. Raises ConfigError.
+
+    static: each with static activations too, after all with dynamic ones.
+    """
     if not thresholds or not all(threshold > 0 for threshold in thresholds):
         raise ConfigError("thresholds must be above 0: without an outlier branch, 'llm.int8' is 'absmax-vectorwise'")
-    found = []
-    for scheme in map(scheme_named, schemes or SCHEMES):
-        values = thresholds if scheme.decomposition else (None,)
-        found += [Candidate(scheme.name, value) for value in values]
-    return tuple(found)
+    chosen = [scheme_named(scheme) for scheme in schemes or SCHEMES]
+    return tuple(
+        Candidate(scheme.name, threshold, activations)
+        for activations in (("dynamic", "static") if static else ("dynamic",))
+        for scheme in chosen
+        for threshold in (thresholds if scheme.decomposition else (None,))
+    )
 
 
 def run_sweep(
@@ -110,15 +122,18 @@ def run_sweep(
     config: Int8MixedConfig,
     rounds: int = ROUNDS,
     progress: Callable[[str], None] = lambda text: None,
+    calibration: Iterable[Inputs] = (),
 ) -> Sweep:
     """Run every candidate on the batches. config: the options beside scheme and threshold, `lowering` among them.
 
-    progress is told what was done: once a candidate, then once a round. Raises CaptureError, ConfigError.
+    progress is told what was done: once a candidate, then once a round. calibration: other batches, whose ranges and
+    outlier columns the candidates with static activations take. Raises CaptureError, ConfigError.
     """
     inputs = list(batches)
     if not inputs:
         raise ConfigError("there was no batch to run the model on")
-    errors: dict[Candidate, tuple[float, float]] = {}
+    configs = _configs(model, config, tried, list(calibration))
+    errors: dict[Candidate, dict[str, float]] = {}
     with compiling():
         reference = [_outputs(model(*args, **kwargs)) for args, kwargs in inputs]
         if not any(tensor.any() for tensor in itertools.chain(*reference)):
@@ -128,26 +143,41 @@ def run_sweep(
         compiled = {FLOAT: torch.compile(model) if config.lowering == "inductor" else model}
         _run(compiled[FLOAT], inputs)
         for candidate in tried:
-            call = torch.compile(model, backend="int8mixed", options=_options(config, candidate))
+            call = torch.compile(model, backend="int8mixed", options=_options(configs[candidate]))
             errors[candidate] = output_errors(reference, [_outputs(call(*args, **kwargs)) for args, kwargs in inputs])
             compiled[str(candidate)] = call
             progress(str(candidate))
         calls = {name: partial(_run, call, inputs) for name, call in compiled.items()}
         seconds = interleave(calls, rounds, progress=lambda number: progress(f"timing, round {number}"))
     rows = tuple(
-        SweepRow(candidate.scheme, candidate.threshold, *errors[candidate], *_times(seconds, str(candidate)))
+        SweepRow(**dataclasses.asdict(candidate), **errors[candidate], **_times(seconds, str(candidate)))
         for candidate in tried
     )
     return Sweep(rows, tuple(seconds[FLOAT]), config.lowering, machine.describe())
 
 
-def _options(config: Int8MixedConfig, candidate: Candidate) -> dict[str, Any]:
-    chosen = config.with_scheme(candidate.scheme, candidate.threshold)
-    return {option.name: getattr(chosen, option.name) for option in dataclasses.fields(chosen)}
+def _configs(
+    model: nn.Module, config: Int8MixedConfig, tried: Sequence[Candidate], calibration: Sequence[Inputs]
+) -> dict[Candidate, Int8MixedConfig]:
+    """The options of each candidate; a profile serves all static ones of a threshold."""
+    profiles: dict[float, Profile] = {}
+    found = {}
+    for candidate in tried:
+        chosen = config.with_scheme(candidate.scheme, candidate.threshold)
+        if candidate.activations == "static":
+            if chosen.threshold not in profiles:
+                profiles[chosen.threshold] = calibrate(model, calibration, options=chosen, progress=False)
+            chosen = dataclasses.replace(chosen, activations="static", profile=profiles[chosen.threshold])
+        found[candidate] = chosen
+    return found
 
 
-def _times(seconds: dict[str, list[float | None]], name: str) -> tuple[float, tuple[float | None, ...]]:
-    return ratio(seconds[name], seconds[FLOAT]), tuple(seconds[name])
+def _options(config: Int8MixedConfig) -> dict[str, Any]:
+    return {option.name: getattr(config, option.name) for option in dataclasses.fields(config)}
+
+
+def _times(seconds: dict[str, list[float | None]], name: str) -> dict[str, Any]:
+    return {"time": ratio(seconds[name], seconds[FLOAT]), "seconds": tuple(seconds[name])}
 
 
 def _run(call: Callable, inputs: Sequence[Inputs]) -> None:
@@ -161,7 +191,7 @@ def _outputs(result: Any) -> list[Tensor]:
     return [leaf.detach().clone() for leaf in leaves]
 
 
-def output_errors(expected: Sequence[Sequence[Tensor]], found: Sequence[Sequence[Tensor]]) -> tuple[float, float]:
+def output_errors(expected: Sequence[Sequence[Tensor]], found: Sequence[Sequence[Tensor]]) -> dict[str, float]:
     """The relative error of all tensors together, and mean 1 - cosine of their rows, in float64."""
     signal = noise = distance = 0.0
     vectors = 0
@@ -173,4 +203,4 @@ def output_errors(expected: Sequence[Sequence[Tensor]], found: Sequence[Sequence
         cosine = nn.functional.cosine_similarity(y[directed], reference[directed], dim=-1)
         distance += float((1 - cosine).sum())
         vectors += cosine.numel()
-    return (noise / signal) ** 0.5, distance / vectors
+    return {"relative_error": (noise / signal) ** 0.5, "cosine_error": distance / vectors}

@@ -15,9 +15,10 @@ from torch import Tensor
 from int8pass.experiments.amplification import amplify, planted_features
 from int8pass.experiments.corpus import Corpus
 from int8pass.experiments.language_model import LanguageModel
-from int8pass.experiments.perplexity import held_out_batches, perplexity
+from int8pass.experiments.perplexity import evenly_spaced_batches, perplexity
 from int8pass.experiments.training import QUICK as QUICK_TRAINING
 from int8pass.experiments.training import TrainingSettings
+from int8pass.quantization.calibrate import calibrate
 from int8pass.quantization.scheme import DEFAULT, SCHEMES
 
 SCHEMA = "int8pass-table1/1"
@@ -30,15 +31,20 @@ STATEMENT = (
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table. options: of the backend; None: float32, not rewritten."""
+    """A row of the table. options: of the backend; None: float32, not rewritten. static: ranges of activations, and
+    outlier columns, are those of training text.
+    """
 
     name: str
     options: Mapping[str, Any] | None
+    static: bool = False
 
 
 FLOAT32 = Row("float32", None)
 DEQUANTIZED = Row(f"{DEFAULT.name}, dequantized outlier weights", {"outlier_weights": "dequantized"})
 ROWS = (FLOAT32, *(Row(name, {"scheme": name}) for name in SCHEMES), DEQUANTIZED)
+STATIC_SUFFIX = ", static activations"
+STATIC_ROWS = tuple(Row(name + STATIC_SUFFIX, {"scheme": name}, static=True) for name in SCHEMES)
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,13 @@ def run_table1(
 ) -> Table1:
     """Perplexity of every row under every planting. `progress` is told what was done, once a cell."""
     size = settings.training.size
-    batches = held_out_batches(corpus.validation, settings.pieces, size.context, settings.batch)
+    batches = evenly_spaced_batches(corpus.validation, settings.pieces, size.context, settings.batch)
+    trained_on = evenly_spaced_batches(corpus.train, settings.pieces, size.context, settings.batch)
     cells = []
     for planting in settings.plantings:
         amplified = amplify(model, planted_features(size.width, planting.features), planting.scale)
         for row in rows:
-            value = row_perplexity(amplified, row, batches)
+            value = row_perplexity(amplified, row, batches, trained_on)
             cells.append(Cell(row.name, planting, value))
             progress(f"{planting} {row.name}: {value:.4f}")
     described = {"train": len(corpus.train), "validation": len(corpus.validation), "digest": corpus.digest}
@@ -124,13 +131,19 @@ def run_table1(
     return Table1(settings, tuple(cells), described, versions)
 
 
-def row_perplexity(model: LanguageModel, row: Row, batches: Sequence[Tensor]) -> float:
+def row_perplexity(
+    model: LanguageModel, row: Row, batches: Sequence[Tensor], trained_on: Sequence[Tensor] = ()
+) -> float:
     """Perplexity with the model compiled under a row's options; the int8 products are integer products.
 
-    The eager lowering runs the ops as they are, so that no C++ compiler is needed.
+    trained_on: int64[B, S + 1] batches to calibrate a static row on. The eager lowering runs the ops as they are, so
+    that no C++ compiler is needed.
     """
     if row.options is None:
         return perplexity(model, batches)
+    options = {**row.options, "lowering": "eager"}
+    if row.static:
+        profile = calibrate(model, [batch[:, :-1] for batch in trained_on], options=options, progress=False)
+        options |= {"activations": "static", "profile": profile}
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="int8mixed", options={**row.options, "lowering": "eager"})
-    return perplexity(compiled, batches)
+    return perplexity(torch.compile(model, backend="int8mixed", options=options), batches)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from int8pass.experiments.perplexity import held_out_batches, perplexity
+from int8pass.experiments.perplexity import evenly_spaced_batches, perplexity
 
 
 def test_guessing_has_the_perplexity_of_the_vocabulary():
@@ -25,7 +25,7 @@ def test_batches_of_different_sizes_weigh_by_their_bytes():
 
 def test_pieces_reach_from_the_start_to_the_end():
     text = torch.arange(201, dtype=torch.uint8)
-    batches = held_out_batches(text, count=5, length=20, batch=2)
+    batches = evenly_spaced_batches(text, count=5, length=20, batch=2)
     pieces = torch.cat(batches)
     assert [len(batch) for batch in batches] == [2, 2, 1] and pieces.shape == (5, 21)
     assert pieces[:, 0].tolist() == [0, 45, 90, 135, 180] and int(pieces[-1, -1]) == 200

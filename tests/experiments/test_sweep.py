@@ -36,6 +36,10 @@ def test_candidates_are_all_schemes_with_thresholds_where_there_is_an_outlier_br
         expected = [3.0, 6.0] if scheme.decomposition else [None]
         assert [each.threshold for each in found if each.scheme == name] == expected
     assert candidates(["llm.int8"], (5.0,)) == (Candidate("llm.int8", 5.0),)
+    assert candidates(["absmax", "llm.int8"], (5.0,), static=True) == (
+        Candidate("absmax"), Candidate("llm.int8", 5.0),
+        Candidate("absmax", None, "static"), Candidate("llm.int8", 5.0, "static"),
+    )  # fmt: skip
 
 
 def test_errors_are_those_of_the_reference():
@@ -55,10 +59,42 @@ def test_errors_are_those_of_the_reference():
     assert result.rows[1].relative_error < 0.2 * result.rows[0].relative_error
 
 
+def test_static_ranges_and_columns_are_those_of_the_calibration_data():
+    linear, batches = linear_with_outliers()
+    weight, bias = linear.weight.numpy(), linear.bias.numpy()
+    calibration = batches[0].clamp(-5.5, 5.5)  # the outlier columns, 3 and 17, and a range of 5.5 where there are none
+    calibration[:, 3] *= 2
+    tried = candidates(["absmax-vectorwise", "llm.int8"], (6.0,), static=True)
+    data = [((x,), {}) for x in batches]
+    result = run_sweep(linear, data, tried, EAGER, 1, calibration=[((calibration,), {})])
+    exact = np.concatenate([x.double().numpy() @ weight.astype(np.float64).T + bias for x in batches])
+    for row, columns in zip(result.rows[2:], ([], [3]), strict=True):
+        kept = np.delete(calibration.numpy(), columns, axis=1)
+        parts = [static_linear(x.numpy(), weight, bias, np.abs(kept).max(), columns) for x in batches]
+        expected = np.linalg.norm(np.concatenate(parts) - exact) / np.linalg.norm(exact)
+        assert (row.activations, row.relative_error) == ("static", pytest.approx(expected, rel=1e-3))
+
+
+def static_linear(x, weight, bias, largest, columns):
+    """A Linear whose inputs share the scale `largest` / 127, but for these columns, in float64."""
+    weight_scale = np.abs(weight).max(1) / 127
+    codes = np.clip(np.rint(x / (largest / 127)), -127, 127)
+    codes[:, columns] = 0
+    weight_codes = np.rint(weight / weight_scale[:, None])
+    y = (codes @ weight_codes.T.astype(np.float64)) * (largest / 127) * weight_scale + bias
+    return y + x[:, columns].astype(np.float64) @ weight[:, columns].T
+
+
+def test_static_without_calibration_data_is_an_error():
+    linear, batches = linear_with_outliers()
+    with pytest.raises(ConfigError, match="no batch to calibrate on"):
+        run_sweep(linear, [((batches[0],), {})], candidates(["absmax"], static=True), EAGER)
+
+
 def test_a_row_of_zeros_has_no_direction():
     expected = [[torch.tensor([[3.0, 4.0], [0.0, 0.0]])], [torch.tensor(5.0)]]
     found = [[torch.tensor([[4.0, -3.0], [0.0, 0.0]])], [torch.tensor(5.0)]]
-    assert output_errors(expected, found) == pytest.approx(((50 / 50) ** 0.5, 0.5))
+    assert output_errors(expected, found) == pytest.approx({"relative_error": (50 / 50) ** 0.5, "cosine_error": 0.5})
 
 
 def test_progress_is_told_of_each_candidate_and_round():
@@ -82,13 +118,14 @@ def test_nothing_to_compare_is_an_error(model, batches, error):
         run_sweep(Tokens() if error is CaptureError else model, batches, candidates(["absmax"]), EAGER)
 
 
-def made_row(scheme, threshold, error, time):
-    return SweepRow(scheme, threshold, error**0.5, error, time, (time,))
+def made_row(scheme, threshold, error, time, activations="dynamic"):
+    return SweepRow(scheme, threshold, activations, error**0.5, error, time, (time,))
 
 
 ROWS = (
     made_row("absmax", None, 1e-2, 0.5), made_row("absmax-vectorwise", None, 2e-3, 0.5),
     made_row("llm.int8", 3.0, 3e-4, 0.8), made_row("llm.int8", 6.0, 6e-4, 0.6), made_row("llm.int8", 12.0, 6e-4, 0.7),
+    made_row("llm.int8", 6.0, 6e-3, 0.55, "static"),
 )  # fmt: skip
 
 
@@ -147,12 +184,22 @@ def test_the_command_prints_a_table_and_writes_files(run, folder):
     code, out, err = sweep_command(run, *options)
     assert code == 0, err
     document = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    assert document["schema"] == "int8pass-sweep/1" and document["lowering"] == "eager"
+    assert document["schema"] == "int8pass-sweep/2" and document["lowering"] == "eager"
     rows = {(row["scheme"], row["threshold"]): row for row in document["rows"]}
     assert rows.keys() == {(each.scheme, each.threshold) for each in candidates(thresholds=(4.0, 8.0))}
     assert rows["llm.int8", 4.0]["relative_error"] < 0.5 * rows["absmax-vectorwise", None]["relative_error"]
     assert f"{rows['llm.int8', 4.0]['relative_error']:.2e}" in out
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_takes_other_data_to_calibrate_static_activations_on(run, folder):
+    options = ("--batches", "swept:data", "--calibration", "swept:data", "--thresholds", "4", "--json", "-")
+    code, out, err = sweep_command(run, *options)
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    found = {(row["scheme"], row["activations"]): row["relative_error"] for row in rows}
+    assert found.keys() == {(scheme, activations) for scheme in SCHEMES for activations in ("dynamic", "static")}
+    assert found["llm.int8", "dynamic"] < found["llm.int8", "static"] < 0.5 * found["absmax-vectorwise", "static"]
 
 
 def test_the_command_takes_some_schemes_and_writes_json_to_the_output(run, folder):

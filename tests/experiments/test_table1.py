@@ -1,21 +1,32 @@
 """Table 1 in miniature on a tiny trained model: the paper's pattern, the files, and what the terminal says."""
 
+import dataclasses
 import json
 
 import pytest
 from rich.console import Console
 
+from int8pass.errors import ConfigError
 from int8pass.experiments import table1, table1_report
 from int8pass.experiments.corpus import load_corpus
+from int8pass.experiments.table1 import Row
 from int8pass.experiments.training import trained_model
 
 NONE, PLANTED = table1.QUICK.plantings
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    corpus = load_corpus(limit=table1.QUICK.training.corpus_limit)
-    model = trained_model(table1.QUICK.training, corpus, tmp_path_factory.mktemp("cache"))
+def corpus():
+    return load_corpus(limit=table1.QUICK.training.corpus_limit)
+
+
+@pytest.fixture(scope="module")
+def model(corpus, tmp_path_factory):
+    return trained_model(table1.QUICK.training, corpus, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def found(model, corpus):
     told = []
     result = table1.run_table1(model, corpus, table1.QUICK, progress=told.append)
     assert len(told) == len(result.cells) == len(table1.ROWS) * len(table1.QUICK.plantings)
@@ -33,6 +44,16 @@ def test_the_decomposition_is_what_keeps_planted_outliers_harmless(found):
     assert abs(increase[table1.DEQUANTIZED.name]) < 3e-3
     assert increase["absmax"] > 1.5 * increase["absmax-vectorwise"] > 0.015
     assert abs(found.increase("absmax-vectorwise", NONE)) < 1e-3  # without outliers it was good enough
+
+
+def test_static_columns_and_ranges_come_from_training_text(model, corpus):
+    settings = dataclasses.replace(table1.QUICK, plantings=(PLANTED,), pieces=16)
+    static = {name: Row(f"{name}, static", {"scheme": name}, static=True) for name in ("llm.int8", "absmax-vectorwise")}
+    result = table1.run_table1(model, corpus, settings, (table1.FLOAT32, *static.values()))
+    increase = {name: result.increase(row.name, PLANTED) for name, row in static.items()}
+    assert increase["absmax-vectorwise"] > 0.02 > 5 * abs(increase["llm.int8"])
+    with pytest.raises(ConfigError, match="no batch to calibrate on"):
+        table1.row_perplexity(model, static["llm.int8"], [], trained_on=[])
 
 
 def test_json_holds_every_cell_and_says_that_the_outliers_are_planted(found):

@@ -6,12 +6,16 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from int8pass.experiments.corpus import Corpus
 from int8pass.experiments.language_model import ModelSize
-from int8pass.experiments.training import TrainingSettings, next_byte_loss, schedule, trained_model, windows
+from int8pass.experiments.training import TrainingSettings, cache_path, next_byte_loss, schedule, trained_model, windows
 
-SETTINGS = TrainingSettings(ModelSize(width=16, depth=1, heads=2, context=16), steps=60, batch=8, learning_rate=1e-2)
+SETTINGS = TrainingSettings(
+    ModelSize(width=16, depth=1, heads=2, context=16), steps=60, batch=8, other_learning_rate=3e-2
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +65,43 @@ def test_an_interrupted_training_leaves_nothing(corpus, tmp_path):
 
 
 def test_the_learning_rate_rises_and_falls():
-    shares = [schedule(step, 100) for step in range(100)]
+    shares = [schedule(100, step) for step in range(100)]
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert shares[5] == 1.0 and shares[5:] == sorted(shares[5:], reverse=True)
-    assert shares[52] == pytest.approx(0.55, abs=0.02) and shares[-1] == pytest.approx(0.1, abs=0.002)
+    assert shares[4:] == pytest.approx([(96 - step) / 96 for step in range(96)])
+    assert schedule(1, 0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [
+        ({"avx2": True}, torch.float32),
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({"avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_products_are_bfloat16_only_where_the_cpu_has_it(monkeypatch, corpus, tmp_path, instructions, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    dtypes = set()
+
+    def note(module, inputs, output):
+        if isinstance(module, nn.Linear):
+            dtypes.add(output.dtype)
+
+    hook = register_module_forward_hook(note)
+    try:
+        trained_model(TrainingSettings(SETTINGS.size, steps=2, batch=8), corpus, tmp_path)
+    finally:
+        hook.remove()
+    assert dtypes == {expected}
+
+
+def test_weights_of_another_dtype_are_kept_apart(monkeypatch, corpus, tmp_path):
+    paths = set()
+    for has_bfloat16 in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=has_bfloat16: {"avx512_bf16": found})
+        paths.add(cache_path(SETTINGS, corpus, tmp_path))
+    assert len(paths) == 2
 
 
 def test_windows_are_pieces_of_the_text():
