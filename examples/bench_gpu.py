@@ -3,8 +3,9 @@
 python examples/bench_gpu.py                      everything: the paper's Table 5, decoding, Llama-3-8B-shaped blocks
 python examples/bench_gpu.py --widths 4096 12288  fewer widths; --peers 'bare-*' 'float-*' fewer contestants
 python examples/bench_gpu.py --check              the check alone
-python examples/bench_gpu.py --tiles              the table of tiles for 17 to 64 rows, and its alternatives, timed
+python examples/bench_gpu.py --tiles              the table of tiles for up to 64 rows, and its alternatives, timed
 python examples/bench_gpu.py --products           Triton's int8 product beside cuBLASLt's; the faster is kept and used
+                                                  (in float16; with --dtype bfloat16 for that)
 python examples/bench_gpu.py --quick              the check at small shapes; on a machine without a GPU, interpreted
 
 Writes gpu.json and charts to --out. Times are device times: medians of CUDA-graph replays, interleaved in one run.
@@ -50,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only check the kernels, at small shapes")
     parser.add_argument("--check", action="store_true", help="only check the kernels")
-    parser.add_argument("--tiles", action="store_true", help="after the check, only time tiles of 17 to 64 rows")
+    parser.add_argument("--tiles", action="store_true", help="after the check, only time tiles of up to 64 rows")
     parser.add_argument("--products", action="store_true", help="after the check, only choose between int8 products")
     parser.add_argument("--out", type=Path, default=Path("bench-gpu"), help="folder of the results")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")

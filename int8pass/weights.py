@@ -92,10 +92,10 @@ class QuantizedWeight:
     def code_sums(self) -> Tensor:
         with self._lock:
             if self._code_sums is None and self.scale.dim() == 2:
-                self._code_sums = self.codes.view(*self.scale.shape, -1).sum(-1, dtype=torch.int32)
+                self._code_sums = _filled(self.codes.view(*self.scale.shape, -1).sum(-1, dtype=torch.int32))
             elif self._code_sums is None:
                 offset = code_offset(self._codes) if self._offset is None else self._offset
-                self._code_sums = offset // ZERO_POINT
+                self._code_sums = _filled(offset // ZERO_POINT)
         return self._code_sums
 
     @property
@@ -123,7 +123,7 @@ class QuantizedWeight:
     def _column_words(self, field: str, wide: bool) -> Tensor:
         with self._lock:
             if field not in self._words:
-                self._words[field] = empty_words(*self.shape, wide, self.scale.device)
+                self._words[field] = _filled(empty_words(*self.shape, wide, self.scale.device))
             return self._words[field]
 
     @property
@@ -155,6 +155,13 @@ class QuantizedWeight:
             "wide_column_words": (words_shape(*self.shape), torch.int64),
         }[field]
         return torch.empty(shape, dtype=dtype, device=self.scale.device)
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    """The tensor, once the device has written it: other threads may read it on streams of their own."""
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
+    return tensor
 
 
 def quantize_weight(weight: Tensor, form: WeightForm = PER_CHANNEL) -> QuantizedWeight:

@@ -32,6 +32,7 @@ from int8pass.files import write_text
 from int8pass.kernels.cuda import fused
 
 _PAST = 512  # tokens in the cache while one more is decoded
+_LINEARS_ONLY = ("bare-int_mm", "int8mixed-64", "int8mixed-moving")  # blocks have outlier columns of their own
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _cases(plan: Plan, bench: Bench, contestants: list) -> Iterable[Callable[[],
         for width in plan.widths:
             shape = LinearShape(rows, width, 4 * width)
             yield lambda shape=shape: bench.linear(shape, contestants)
-    whole = [each for each in contestants if each.name not in ("bare-int_mm", "int8mixed-64")]
+    whole = [each for each in contestants if each.name not in _LINEARS_ONLY]
     if plan.blocks is not None:
         for rows in plan.prefill_rows:
             yield lambda rows=rows: bench.blocks(plan.blocks, 1, rows, 0, whole)

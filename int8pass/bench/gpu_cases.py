@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from int8pass.bench.gpu_contestants import Layers
+from int8pass.kernels.cuda.column_words import slot_of, slots
 
 WIDTHS = (768, 1024, 1536, 2048, 2560, 4096, 5140, 12288)  # LLM.int8(), Table 5: the first Linear of each FFN
 PREFILL_ROWS = (2048, 16384)
@@ -43,13 +44,28 @@ class LinearShape:
         made = [nn.Linear(self.features, self.outputs, device=device, dtype=dtype) for _ in range(copies)]
         return Layers(made).eval().requires_grad_(False)
 
-    def input(self, outliers: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Normal numbers; `outliers` columns, spread evenly, are of magnitude 20."""
+    def input(self, outliers: int, device: torch.device, dtype: torch.dtype, turn: int | None = None) -> Tensor:
+        """Normal numbers; `outliers` columns are of magnitude 20: spread evenly, or a turn of `moving_columns`."""
         torch.manual_seed(1)
         x = torch.randn(self.rows, self.features, device=device)
-        columns = x[:, :: max(1, self.features // outliers)][:, :outliers]
-        columns.copy_(columns.sign() * _GAIN)
+        columns = list(range(0, self.features, max(1, self.features // outliers)))[:outliers]
+        if turn is not None:
+            columns = moving_columns(self.features, outliers, turn)
+        x[:, columns] = x[:, columns].sign() * _GAIN
         return x.to(dtype)
+
+
+def moving_columns(features: int, count: int, turn: int) -> list[int]:
+    """Columns, spread over all features, that have the slots of every other turn's in the CUDA kernels' weight caches.
+
+    So no call finds there what the call before it has left. At most `slots(features)` of them.
+    """
+    rows, blocks = slots(features), max(1, features // slots(features))
+    found = []
+    for number in range(count):
+        block, slot = (number * blocks // count + turn) % blocks, number * rows // count
+        found.append(next(k for k in range(block * rows, (block + 1) * rows) if slot_of(k, features) == slot))
+    return found
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from int8pass.break_even.products import cublaslt_takes
 from int8pass.kernels.cuda import fused
-from int8pass.weights import QuantizedWeight, quantize_weight
+from int8pass.kernels.cuda.column_words import words_field
+from int8pass.weights import quantize_weight
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 RULES = ((0.0, False), (6.0, False), (6.0, True))  # threshold, per_token
@@ -72,7 +73,7 @@ def _results(
             expected = _reference(x, weight, bias, threshold, per_token, original)
             if original:
                 yield "cuda_quantize", _quantize_error(parts, expected), case
-            words = _words(quantized, dtype) if original else None
+            words = getattr(quantized, words_field(dtype)) if original else None
             rest = (
                 quantized.codes, quantized.scale, bias_device, weight_device if original else None, words, threshold,
                 per_token, dtype,
@@ -83,10 +84,6 @@ def _results(
             yield "cuda_int8_linear", _error(y, expected), case
             for name, y in _other_products(x_device, parts, rest):
                 yield name, _error(y, expected), case
-
-
-def _words(quantized: QuantizedWeight, dtype: torch.dtype) -> Tensor:
-    return quantized.wide_column_words if dtype == torch.float32 else quantized.column_words
 
 
 def _other_products(x: Tensor, quantized: tuple[Tensor, ...], rest: tuple) -> Iterator[tuple[str, Tensor]]:

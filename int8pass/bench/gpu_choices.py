@@ -1,24 +1,36 @@
-"""What the CUDA kernels choose between, measured: tiles of 17 to 64 rows, and whose int8 product many rows take."""
+"""What the CUDA kernels choose between, measured: tiles of at most 64 rows, and whose int8 product many rows take."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from int8pass.bench.gpu_cases import LinearShape
-from int8pass.bench.gpu_graphs import captured, device_clock
+from int8pass.bench.gpu_graphs import captured, device_clock, nothing
+from int8pass.bench.measure import Prepared, measure
+from int8pass.bench.results import Measurement
 from int8pass.bench.tables import duration, times
-from int8pass.bench.timing import BATCH_SECONDS, Seconds, interleave, median, ratio
+from int8pass.bench.timing import median, ratio
 from int8pass.break_even import products
+from int8pass.kernels.cuda.column_words import words_field
 from int8pass.weights import quantize_weight
 
-TILE_ROWS = (32, 64)
-PRODUCT_ROWS = (128, 256, 512, 2048, 16384)
+TILE_ROWS = (16, 32, 64)
+PRODUCT_ROWS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # choices hold up to the next power of two
 _OUTLIERS, _THRESHOLD = 8, 6.0
 
 Product = Callable[..., object]  # of codes [M, K], w_codes [N, K] and an epilogue
+
+
+@dataclass(frozen=True)
+class _Way:
+    name: str
+    product: Product
 
 
 class Stopwatch:
@@ -31,16 +43,20 @@ class Stopwatch:
         self.device, self.dtype, self._rounds = device, dtype, rounds
         self._cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
 
-    def __call__(self, shape: LinearShape, ways: Mapping[str, Product]) -> dict[str, Seconds]:
-        """Seconds a Linear, one a round, by name."""
-        operands = self._operands(shape)
+    def __call__(self, shape: LinearShape, ways: Mapping[str, Product]) -> dict[str, Measurement]:
+        """Seconds a Linear, or why there are none (a tile that the device cannot run, no memory), by name."""
+        operands = functools.cache(lambda: self._operands(shape))
 
-        def call(way: Product) -> Callable[[], object]:
-            return captured(lambda: [way(*each) for each in operands], self.device)
+        def prepare(way: _Way) -> Prepared:
+            held = operands()
+            way.product(*held[0])
+            call = captured(lambda: [way.product(*each) for each in held], self.device)
+            return Prepared(call, len(held))
 
-        calls = {name: call(way) for name, way in ways.items()}
-        found = interleave(calls, self._rounds, BATCH_SECONDS, clock=device_clock(self.device))
-        return {name: [each and each / len(operands) for each in seconds] for name, seconds in found.items()}
+        contestants = [_Way(*each) for each in ways.items()]
+        clock = device_clock(self.device)
+        found = measure(contestants, prepare, self._rounds, clock=clock, before=nothing)
+        return {each.name: each for each in found}
 
     def _operands(self, shape: LinearShape) -> list[tuple]:
         from int8pass.kernels.cuda import fused
@@ -51,7 +67,7 @@ class Stopwatch:
         operands = []
         for layer in shape.layers(shape.copies(self._cache_bytes), self.device, self.dtype).layers:
             quantized = quantize_weight(layer.weight)
-            words = quantized.wide_column_words if self.dtype == torch.float32 else quantized.column_words
+            words = getattr(quantized, words_field(self.dtype))
             held = (scale, quantized.scale, layer.bias, x, layer.weight, words, columns)
             operands.append((codes, quantized.codes, Epilogue(*held, fused.COLUMN, _THRESHOLD, self.dtype)))
         return operands
@@ -76,9 +92,11 @@ def measure_tiles(stopwatch: Stopwatch, shapes: Sequence[LinearShape], console: 
         table = Table(title=f"{shape.name}: tiles, the first is used", title_justify="left", box=box.SIMPLE_HEAD)
         for heading in ("rows x columns x depth", "time", "speed / first"):
             table.add_column(heading, no_wrap=True)
+        table.add_column("", overflow="fold")
         first = next(iter(found.values()))
-        for name, seconds in found.items():
-            table.add_row(name, duration(median(seconds)), times(ratio(first, seconds)))
+        for name, way in found.items():
+            speed = times(ratio(first.seconds, way.seconds))
+            table.add_row(name, duration(median(way.seconds)), speed, escape(way.failure))
         console.print(table)
 
 
@@ -87,7 +105,8 @@ def measure_products(
 ) -> list[products.Comparison]:
     """Time Triton's GEMM beside cuBLASLt's with one kernel behind it, print and keep which is faster.
 
-    What is kept is used from then on. Linears that cuBLASLt does not take are left out.
+    What is kept, after each Linear, is used from then on. Linears that cuBLASLt does not take, or that one of the two
+    could not compute, are left out. Raises OutputError.
     """
     from int8pass.kernels.cuda.capability import multiprocessors
     from int8pass.kernels.cuda.gemm import int8_gemm
@@ -97,11 +116,12 @@ def measure_products(
     table = Table(title="int8 product and what follows it", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("Linear", "Triton", "cuBLASLt", "speed / Triton"):
         table.add_column(heading, no_wrap=True)
-    compared = []
+    table.add_column("", overflow="fold")
+    compared, kept = [], None
     for shape in shapes:
         size = (shape.rows, shape.outputs, shape.features)
         if not products.cublaslt_takes(*size):
-            table.add_row(shape.name, "", "", "not taken: 17 rows or more, N and K multiples of 8")
+            table.add_row(shape.name, *[""] * 3, "not taken: 17 rows or more, N and K multiples of 8")
             continue
         tile = tile_for(*size, multiprocessors(stopwatch.device))
         ways = {
@@ -110,10 +130,14 @@ def measure_products(
         }
         found = stopwatch(shape, ways)
         own, library = found[products.TRITON], found[products.CUBLASLT]
-        speed = ratio(own, library)
-        table.add_row(shape.name, duration(median(own)), duration(median(library)), times(speed))
-        compared.append(products.Comparison(products.Size.of(*size, stopwatch.dtype), speed))
+        speed = ratio(own.seconds, library.seconds)
+        seconds = [duration(median(way.seconds)) for way in (own, library)]
+        failures = "; ".join(f"{way.name}: {way.failure}" for way in (own, library) if way.failure)
+        table.add_row(shape.name, *seconds, times(speed), escape(failures))
+        if not failures:
+            compared.append(products.Comparison(products.Size.of(*size, stopwatch.dtype), speed))
+            kept = products.save(stopwatch.device, compared[-1:])
     console.print(table)
-    if compared:
-        console.print(f"kept in {products.save(stopwatch.device, compared)}, and used from now on", highlight=False)
+    if kept:
+        console.print(f"kept in {kept}, and used from now on", highlight=False)
     return compared

@@ -32,15 +32,16 @@ class Layers(nn.Module):
 
 @dataclass(frozen=True)
 class Contestant:
-    """name and about: for tables; build: model -> call; weight_bytes: of an element as it is read; inputs: how many
-    outlier columns x has; int8: whose peak it is measured by; captured: whether it is replayed as a CUDA graph, or
-    called from Python, where it waits for the host."""
+    """name and about: for tables; build: model -> call; weight_bytes: of an element as it is read; outliers: how many
+    outlier columns x has; moving: whether they are others at each call; int8: whose peak it is measured by; captured:
+    whether it is replayed as a CUDA graph, or called from Python, where it waits for the host."""
 
     name: str
     about: str
     build: Callable[[nn.Module], Call]
     weight_bytes: int = 1
     outliers: int = 8
+    moving: bool = False
     int8: bool = True
     captured: bool = True
 
@@ -88,6 +89,12 @@ def _int_mm(model: nn.Module) -> Call:
 CONTESTANTS = (
     Contestant("int8mixed", "this package: LLM.int8(), threshold 6, eight outlier columns in x", int8mixed()),
     Contestant("int8mixed-64", "the same, 64 outlier columns", int8mixed(), outliers=64),
+    Contestant(
+        "int8mixed-moving",
+        "the same as int8mixed, other columns at each call: none is in the cache",
+        int8mixed(),
+        moving=True,
+    ),
     Contestant("int8mixed-token", 'the same as int8mixed, outliers="token"', int8mixed(outliers="token")),
     Contestant(
         "int8mixed-dequantized", "the same, outlier weights from int8", int8mixed(outlier_weights="dequantized")

@@ -1,5 +1,6 @@
 """Measure one workload on a GPU: contestants as CUDA graphs, interleaved, with their share of the device's limits."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from int8pass.bench.gpu_cases import Blocks, BlockShape, LinearShape, block_inputs
 from int8pass.bench.gpu_contestants import Contestant
-from int8pass.bench.gpu_graphs import captured, device_clock
+from int8pass.bench.gpu_graphs import captured, device_clock, nothing
 from int8pass.bench.gpu_limits import Limits
 from int8pass.bench.measure import Prepared, Progress, compiling, measure, relative_error
 from int8pass.bench.results import Case, Measurement
@@ -34,12 +35,21 @@ class Bench:
         layers = shape.layers(copies, self.device, self.dtype)
 
         def prepare(contestant: Contestant) -> Prepared:
-            x = shape.input(contestant.outliers, self.device, self.dtype)
-            inputs = [x.clone() for _ in range(copies)]
-            call = contestant.build(layers)
-            y = call(inputs)[0]
-            error = math.nan if y.dtype == torch.int32 else _linear_error(y, x, layers.layers[0])
-            return self._prepared(contestant, lambda: call(inputs), copies, error)
+            xs = [shape.input(contestant.outliers, self.device, self.dtype)]
+            own = layers
+            if contestant.moving:  # its calls would empty the others' caches of weight columns
+                own = copy.deepcopy(layers)
+                xs = [shape.input(contestant.outliers, self.device, self.dtype, turn) for turn in range(2)]
+            turns = [[x.clone() for _ in range(copies)] for x in xs]
+            call = contestant.build(own)
+            y = call(turns[0])[0]
+            error = math.nan if y.dtype == torch.int32 else _linear_error(y, xs[0], layers.layers[0])
+
+            def run() -> None:
+                for inputs in turns:
+                    call(inputs)
+
+            return self._prepared(contestant, run, len(turns) * copies, error)
 
         facts = {"dtype": _name(self.dtype), "copies": copies, "unit": "layer", "M": shape.rows,
                  "K": shape.features, "N": shape.outputs, "error": "error"}  # fmt: skip
@@ -78,7 +88,7 @@ class Bench:
         with compiling():
             found = measure(
                 contestants, prepare, self._rounds, lambda message: self._progress(f"{name}: {message}"),
-                device_clock(self.device),
+                device_clock(self.device), before=nothing,
             )  # fmt: skip
         rates = {
             each.name: self._rates(measured, each, ops, moved[each.name])

@@ -70,8 +70,12 @@ def measure(
     rounds: int,
     progress: Progress = lambda message: None,
     clock: Clock = time.perf_counter,
+    before: Callable[[], object] | None = None,
 ) -> tuple[Measurement, ...]:
-    """Measure every contestant, in the order given. `prepare` runs it once and says what to time."""
+    """Measure every contestant, in the order given. `prepare` runs it once and says what to time.
+
+    before: what precedes each batch; by default everything is driven from the processor's caches.
+    """
     ready: dict[str, Prepared] = {}
     failures: dict[str, str] = {}
     for contestant in contestants:
@@ -89,7 +93,7 @@ def measure(
         {**cold, **warm},
         rounds,
         clock=clock,
-        before=evicting(),
+        before=evicting() if before is None else before,
         progress=lambda number: progress(f"round {number} of {rounds}"),
     )
     return tuple(_measurement(contestant.name, ready, failures, seconds) for contestant in contestants)

@@ -1,13 +1,12 @@
 """Whose int8 product Linears of many rows take on a GPU: Triton's, unless cuBLASLt's was measured to be faster there.
 
 `examples/bench_gpu.py --products` measures and keeps the times, one file for each device and set of versions. The
-kernels read it once a process; nothing is measured while a model runs.
+kernels read it once a process; this choice is never measured while a model runs.
 """
 
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
 from collections.abc import Iterable
@@ -99,5 +98,4 @@ def _key(device: torch.device) -> dict[str, str]:
         "kernels": kernel_version(),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "int8pass": importlib.metadata.version("int8pass"),
     }

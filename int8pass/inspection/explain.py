@@ -117,8 +117,9 @@ def _row(
         return row
     freed = config.free_weights and isinstance(source.tensor, nn.Parameter) and source.name not in read_in_float
     memory = weight_memory(
-        source.tensor, expression, kept_float=not freed, fused=config.lowering == "inductor", scheme=config.scheme
-    )
+        source.tensor, expression, kept_float=not freed, fused=config.lowering == "inductor", scheme=config.scheme,
+        outliers=bool(config.threshold) and config.keeps_original_weights, profiled=config.profile is not None,
+    )  # fmt: skip
     return dataclasses.replace(
         row,
         bytes_before=memory.before,

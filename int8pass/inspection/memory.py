@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from int8pass.kernels.cpu.packing import LARGEST_K, packing_scratch_bytes
+from int8pass.kernels.cuda.column_words import words_bytes
 from int8pass.quantization.scheme import DEFAULT, Scheme
 from int8pass.torch_private import storage_id
 from int8pass.weight_expression import WeightExpression
@@ -31,11 +32,14 @@ class WeightMemory:
 
 
 def weight_memory(
-    tensor: Tensor, expression: WeightExpression, *, kept_float: bool, fused: bool, scheme: Scheme = DEFAULT
-) -> WeightMemory:
+    tensor: Tensor, expression: WeightExpression, *, kept_float: bool, fused: bool, scheme: Scheme = DEFAULT,
+    outliers: bool = False, profiled: bool = False,
+) -> WeightMemory:  # fmt: skip
     """The memory of a parameter's or buffer's view.
 
-    fused: calls go to the fused CPU kernel where it takes the weight, which packs the codes at the first call.
+    fused: calls go to the fused kernels where they take the weight: that of the CPU packs the codes at the first call,
+    those of CUDA cache outlier columns. outliers: the outlier branch reads the float weight; profiled: at columns that
+    a profile names.
     """
     root = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
     weight = expression.evaluate(root)
@@ -47,6 +51,9 @@ def weight_memory(
     if not scheme.activations.symmetric:
         codes += scales * torch.int32.itemsize  # code_sums
     peak = before + copied + codes + quantizing_scratch_bytes(rows, columns, scheme.weights, tensor.is_cuda)
+    if fused and scheme.has_default_form and tensor.is_cuda and outliers:
+        codes += words_bytes(rows, columns, weight.dtype, profiled)
+        return WeightMemory(before, codes, max(peak, codes + (before if kept_float else 0)), kept_float)
     if not (fused and scheme.has_default_form and tensor.device.type == "cpu" and columns <= LARGEST_K):
         return WeightMemory(before, codes, peak, kept_float)
     packed = int8_bytes(rows, columns, packed=True)

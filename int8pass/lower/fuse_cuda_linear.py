@@ -25,6 +25,7 @@ from torch import fx
 
 from int8pass.graph import insert, replace, value_of
 from int8pass.kernels.cuda import fused
+from int8pass.kernels.cuda.column_words import words_field
 from int8pass.lower.rewritten_linear import RewrittenLinear, match_rewritten_linear, quantize_shared_inputs
 from int8pass.program import Program
 
@@ -78,5 +79,5 @@ def _column_words(program: Program, match: RewrittenLinear) -> fx.Node | None:
     held = program.weight_inputs.get(match.codes.name)
     if match.weight is None or held is None:
         return None
-    wide = value_of(match.weight).dtype == torch.float32 and not match.known_columns
-    return program.weight_input(held.expression, "wide_column_words" if wide else "column_words")
+    field = words_field(value_of(match.weight).dtype, bool(match.known_columns))
+    return program.weight_input(held.expression, field)

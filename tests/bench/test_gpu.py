@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 
 from int8pass.bench import gpu, gpu_check, gpu_targets
-from int8pass.bench.gpu_cases import WIDTHS, Blocks, BlockShape, LinearShape, block_inputs
+from int8pass.bench.gpu_cases import WIDTHS, Blocks, BlockShape, LinearShape, block_inputs, moving_columns
 from int8pass.bench.gpu_charts import PAPER
 from int8pass.bench.gpu_limits import Limits
 from int8pass.bench.results import Case, Measurement, Run
 from int8pass.errors import UnsupportedDeviceError
+from int8pass.kernels.cuda.column_words import slot_of
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -77,17 +78,18 @@ def test_everything_is_measured_and_written(tmp_path):
     pytest.importorskip("matplotlib")
     plan = gpu.Plan(
         tmp_path, widths=(64,), prefill_rows=(20,), decode_rows=(1,), blocks=BlockShape(64, 96, 4, 2, 1),
-        dtype=torch.bfloat16, rounds=2, peers=("bare-*", "int8mixed-64"), limits_side=64,
+        dtype=torch.bfloat16, rounds=2, peers=("bare-*", "int8mixed-64", "int8mixed-moving"), limits_side=64,
     )  # fmt: skip
     found = gpu.run(plan, CPU, Console(quiet=True))
     assert [case.name for case in found.cases] == [
         "64x256 M=20", "64x256 M=1", "1 blocks, prefill 1x20", "1 blocks, decode 1x1",
     ]  # fmt: skip
     linear = found.cases[0]
-    for name in ("int8mixed", "int8mixed-64", "bare-int_mm", "float-eager"):
+    for name in ("int8mixed", "int8mixed-64", "int8mixed-moving", "bare-int_mm", "float-eager"):
         assert linear.median(name) > 0 and not linear[name].failure
         assert linear.facts["rates"][name]["TOP/s"] == pytest.approx(2 * 20 * 64 * 256 / linear.median(name) / 1e12)
     assert 0 < linear["int8mixed"].error < 0.02 and math.isnan(linear["bare-int_mm"].error)
+    assert 0 < linear["int8mixed-moving"].error < 0.02 and found.cases[3]["int8mixed-moving"].failure == "not run"
     assert 0 < found.cases[3]["int8mixed"].error < 0.05
     assert Run.from_json((tmp_path / "gpu.json").read_text()).cases[0].name == linear.name
     assert json.loads((tmp_path / "gpu.json").read_text())["machine"]["limits"]["bandwidth"] > 0
@@ -109,6 +111,17 @@ def test_linears_read_their_weights_from_memory():
     assert shape.bytes_moved(1, 2) == 4096**2 + 2 * 2 * 4096
     x = shape.input(8, CPU, torch.float16)
     assert (x.abs() >= 6).sum() == 8 and len(PAPER) == len(WIDTHS)
+
+
+@pytest.mark.parametrize("features", [64, 256, *WIDTHS, 49152])
+def test_moving_columns_are_never_in_the_cache(features):
+    """Those of one turn have slots of their own, and those of the next one the same slots."""
+    first, second = (moving_columns(features, 8, turn) for turn in range(2))
+    assert len({slot_of(column, features) for column in first}) == 8
+    assert [slot_of(column, features) for column in second] == [slot_of(column, features) for column in first]
+    assert not set(first) & set(second) and max(first + second) < features
+    x = LinearShape(1, features, 8).input(8, CPU, torch.float16, turn=1)
+    assert (x.abs() >= 6).nonzero()[:, 1].tolist() == sorted(second)
 
 
 def test_blocks_have_the_weights_that_they_say():

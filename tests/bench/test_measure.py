@@ -55,3 +55,10 @@ def test_chosen_keeps_order_and_the_baseline():
 def test_a_glob_without_match_is_an_error_that_lists_the_names():
     with pytest.raises(ConfigError, match="--peers 'torch8' matches no contestant; there are: int8mixed, torchao"):
         chosen([Peer("int8mixed"), Peer("torchao")], ["torch8"])
+
+
+def test_what_precedes_each_batch_can_be_chosen(monkeypatch):
+    monkeypatch.setattr(module, "evicting", pytest.fail)
+    batches = []
+    measure([Peer("good")], prepare, rounds=3, before=lambda: batches.append(1))
+    assert len(batches) == 2 * 3  # cold and warm

@@ -1,5 +1,6 @@
 """Which int8 product many rows take: Triton's, but for what was measured on this device."""
 
+import importlib.metadata
 import json
 import logging
 
@@ -67,6 +68,13 @@ def test_a_file_that_cannot_be_read_is_named(content, caplog):
     with caplog.at_level(logging.WARNING, "int8pass"):
         assert product_for(2048, 64, 32, HALF, CPU) == TRITON
     assert str(path) in caplog.text and "Triton's int8 product is used" in caplog.text
+
+
+def test_a_checkout_that_is_not_installed_has_results_too(monkeypatch):
+    products._key.cache_clear()
+    monkeypatch.setattr(importlib.metadata, "version", pytest.fail)
+    keep(1.2)
+    assert product_for(2048, 64, 32, HALF, CPU) == CUBLASLT
 
 
 def test_another_version_has_other_results(monkeypatch):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from int8pass.inspection.memory import int8_bytes, weight_memory
 from int8pass.weight_expression import WeightExpression
@@ -85,3 +86,15 @@ def test_float_weight_counts_where_it_is_kept():
 def test_layout_of_the_fused_kernel_is_not_counted_where_it_takes_no_weight():
     wide = torch.empty(1, 70000)
     assert weight_memory(wide, EXPRESSIONS[""], kept_float=False, fused=True).int8 == 70000 + 4
+
+
+@pytest.mark.parametrize("dtype, profiled", [("float32", False), ("float32", True), ("bfloat16", False)])
+def test_cached_columns_count_on_cuda(dtype, profiled):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tensor = torch.empty(128, 1024, dtype=getattr(torch, dtype), device="cuda")
+    given = {"kept_float": True, "fused": True, "profiled": profiled}
+    without, cached = (weight_memory(tensor, EXPRESSIONS[""], outliers=outliers, **given) for outliers in (False, True))
+    held = 32 * 128 * (8 if dtype == "float32" and not profiled else 4)  # 32 slots for 1024 features
+    assert cached.int8 == without.int8 + held and cached.after == without.after + held
+    unfused = weight_memory(tensor, EXPRESSIONS[""], kept_float=True, fused=False, outliers=True)
+    assert unfused.after == without.after

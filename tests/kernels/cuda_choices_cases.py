@@ -5,11 +5,12 @@ import io
 import pytest
 import torch
 from rich.console import Console
+from triton.runtime.errors import OutOfResources
 
 from int8pass.bench.gpu_cases import LinearShape
 from int8pass.bench.gpu_choices import Stopwatch, measure_products, measure_tiles
 from int8pass.break_even import products
-from int8pass.kernels.cuda import many_rows
+from int8pass.kernels.cuda import gemm, many_rows
 from tests.kernels.cuda_inputs import DEVICE, DTYPES, Case, planted
 
 
@@ -44,6 +45,35 @@ def test_products_are_compared_and_kept():
     faster = products.CUBLASLT if found.speed > 1 else products.TRITON
     assert products.product_for(24, 48, 32, torch.float16, DEVICE) == faster
     assert "32x48 M=24" in text.getvalue() and "not taken: 17 rows or more" in text.getvalue()
+
+
+def test_a_way_that_fails_is_a_row_and_what_was_found_before_it_is_kept(monkeypatch):
+    def too_large(codes, w_codes, epilogue):
+        if len(codes) > 24:
+            raise torch.OutOfMemoryError("no memory for [sums]")
+        return cublaslt(codes, w_codes, epilogue)
+
+    text, cublaslt, saved = io.StringIO(), many_rows.cublaslt_linear, []
+    monkeypatch.setattr(many_rows, "cublaslt_linear", too_large)
+    save = products.save
+    monkeypatch.setattr(products, "save", lambda device, found: saved.append(list(found)) or save(device, found))
+    shapes = [LinearShape(rows, 32, 48) for rows in (24, 40, 20)]
+    found = measure_products(Stopwatch(DEVICE, torch.float16, 1), shapes, Console(file=text, width=200))
+    assert [len(each) for each in saved] == [1, 1] and [each.size.rows for each in found] == [32, 32]
+    assert "cublaslt: OutOfMemoryError: no memory for [sums]" in text.getvalue()
+
+
+def test_a_tile_that_cannot_run_is_a_row(monkeypatch):
+    def without_parts(codes, w_codes, epilogue, tile):
+        if tile.parts > 1:
+            raise OutOfResources(2, 1, "shared memory")
+        return product(codes, w_codes, epilogue, tile)
+
+    text, product = io.StringIO(), gemm.int8_gemm
+    monkeypatch.setattr(gemm, "int8_gemm", without_parts)
+    measure_tiles(Stopwatch(DEVICE, torch.float16, 1), [LinearShape(2, 1024, 48)], Console(file=text, width=200))
+    rows = [line for line in text.getvalue().splitlines() if " parts, " in line]
+    assert {" 1 parts, " in row: "out of resource: shared memory" in row for row in rows} == {True: False, False: True}
 
 
 def test_tiles_are_timed_beside_the_tables():

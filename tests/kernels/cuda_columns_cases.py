@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from int8pass.kernels.cuda import fused
-from int8pass.kernels.cuda.column_words import slot_of, slots
+from int8pass.kernels.cuda.column_words import slot_of, slots, words_field
 from tests.kernels.cuda_inputs import DEVICE, DTYPES, Case, planted
 
 FEATURES, OUTPUTS = 70, 37
@@ -18,7 +18,7 @@ def case_of(rows, dtype, *columns, outliers="column", features=FEATURES):
     x[:, list(columns)] = 20.0
     case = Case(x, planted(OUTPUTS, features, dtype, 0), None, outliers=outliers)
     quantized = case.quantized
-    case.words = quantized.wide_column_words if dtype == torch.float32 else quantized.column_words
+    case.words = getattr(quantized, words_field(dtype))
     return case
 
 
@@ -45,9 +45,8 @@ def test_columns_are_read_once(dtype, rows):
     first = run(case)
     case.check(first)
     assert held(case.words) == {5, 11, 68}
-    whole, case.weight = case, case.weight * 0
-    quantized = Case(whole.x, planted(OUTPUTS, FEATURES, dtype, 0), None).quantized
-    rest = (quantized.codes, quantized.scale, None, case.weight, case.words, 6.0, False, dtype)
+    quantized, gone = case.quantized, case.weight * 0
+    rest = (quantized.codes, quantized.scale, None, gone, case.words, 6.0, False, dtype)
     assert torch.equal(fused.cuda_int8_linear(case.x, *rest), first)  # though the weight is gone
 
 

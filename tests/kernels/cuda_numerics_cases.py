@@ -199,3 +199,13 @@ def test_ops_follow_their_schemas(columns):
     torch.library.opcheck(fused.cuda_quantize, (x, threshold, False, columns))
     torch.library.opcheck(fused.cuda_linear, (x, *parts, *rest))
     torch.library.opcheck(fused.cuda_int8_linear, (x, *rest))
+
+
+@pytest.mark.parametrize("rows", [3, 17])
+def test_rows_that_lie_past_32_bit_offsets(rows):
+    """As `hidden[:, -1]` of long sequences; the memory between the rows is never touched."""
+    features, apart = 40, 2**31 // (rows - 1) + 8
+    memory = torch.empty((rows - 1) * apart + features, dtype=torch.float16, device=DEVICE)
+    x = memory.as_strided((rows, features), (apart, 1))
+    x.copy_(planted(rows, features, torch.float16, 3))
+    Case(x, planted(33, features, torch.float16, 0), None).check_all()

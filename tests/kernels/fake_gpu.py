@@ -120,7 +120,7 @@ def main() -> None:
         for tile in middle if rows <= tiles.MOST_ROWS else (None,):
             for parts in (1, 2):
                 gemm.int8_gemm(x_codes, codes, ending, tile and dataclasses.replace(tile, parts=parts))
-    kernels = (quantize._quantize_rows, gemm._int8_gemm.fn, few_rows._few_rows.fn, epilogue._finish_sums)
+    kernels = (quantize._quantize_rows, gemm._int8_gemm.fn, few_rows.few_rows_kernel.fn, epilogue._finish_sums)
     assembly = {kernel.__name__: _assembly(kernel) for kernel in kernels}
     print(json.dumps({"loaded": gpu.loaded, "assembly": assembly}))
 

@@ -27,7 +27,7 @@ def compiled(capability, *arguments):
 )
 def test_instructions(capability, product):
     found = compiled(capability)
-    names = ("_quantize_rows", "_int8_gemm", "_few_rows", "_finish_sums")
+    names = ("_quantize_rows", "_int8_gemm", "few_rows_kernel", "_finish_sums")
     quantize, many, few, finish = (found["assembly"][name] for name in names)
     for instructions in (quantize, few):
         assert "div.rn.f32" in instructions and not any(name.startswith("div.full") for name in instructions)
@@ -47,7 +47,7 @@ def test_instructions(capability, product):
 def test_turing():
     """Triton has no int8 product for it: float16 products, exact in their float32 sums, without tensor cores."""
     found = compiled(75)
-    assert {"_int8_gemm", "_few_rows", "_quantize_rows"} <= {kernel["kernel"] for kernel in found["loaded"]}
+    assert {"_int8_gemm", "few_rows_kernel", "_quantize_rows"} <= {kernel["kernel"] for kernel in found["loaded"]}
 
 
 @pytest.mark.slow

@@ -47,6 +47,15 @@ def _on_cuda(value):
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
 
 
+def argument(node, name):
+    """An argument of an op's node, by its name in the schema."""
+    return node.args[[each.name for each in node.target._schema.arguments].index(name)]
+
+
+def words_dtype(node):
+    return value_of(argument(node, "words")).dtype
+
+
 def operations(program):
     return [operation(node) for node in program.graph.nodes if operation(node)]
 
@@ -100,6 +109,25 @@ def test_columns_of_a_profile():
     for node in program.graph.nodes:
         if operation(node) in ("cuda_quantize", "cuda_linear"):
             assert node.args[-1] == (2, 7)
+        if operation(node) == "cuda_linear":  # of float32 weights: a profile's columns are rounded to 16 bits
+            assert words_dtype(node) == torch.int32
+
+
+@pytest.mark.parametrize("dtype, words", [("float16", "int32"), ("bfloat16", "int32"), ("float32", "int64")])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_cache_of_columns_is_as_wide_as_the_weight(dtype, words, shared):
+    dtype, words = getattr(torch, dtype), getattr(torch, words)
+    call = projections if shared else (lambda m, x: F.linear(x, m.q))
+    program = lowered(holder(call, **THREE).to(dtype), signs(20, 16).to(dtype))
+    linears = [node for node in program.graph.nodes if operation(node) in ("cuda_linear", "cuda_int8_linear")]
+    assert [words_dtype(node) for node in linears] == [words] * (3 if shared else 1)
+
+
+@pytest.mark.parametrize("options", [{"threshold": 0.0}, {"outlier_weights": "dequantized"}], ids=str)
+def test_no_cache_where_no_column_of_the_weight_is_read(options):
+    program = lowered(holder(lambda m, x: F.linear(x, m.w), w=(6, 16)), signs(20, 16), **options)
+    (linear,) = [node for node in program.graph.nodes if operation(node) == "cuda_int8_linear"]
+    assert argument(linear, "words") is None and argument(linear, "weight") is None
 
 
 def test_graphs_that_need_gradients_stay_op_by_op():

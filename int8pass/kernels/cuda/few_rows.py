@@ -55,7 +55,9 @@ def _outliers_of(x, flags, values, m, M, k, K, threshold, OUTLIERS: tl.constexpr
 
 @triton.jit
 def _load_rows(x, m, M, k, K, stride):
-    return tl.load(x + m[:, None] * stride + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0)
+    return tl.load(
+        x + m.to(tl.int64)[:, None] * stride + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0
+    )
 
 
 @triton.jit
@@ -78,7 +80,7 @@ def _find_columns(x, flags, m, M, K, stride, threshold, first, OUTLIERS: tl.cons
 
 @autotune(_CONFIGS, key=["N", "K", "ROWS", "PARTS"])
 @triton.jit
-def _few_rows(
+def few_rows_kernel(
     x, flags, w_codes, w_scale, bias, weight, words, y, part_sums, part_outliers, M, N, K, x_stride, stride_n, stride_k,
     threshold, OUTLIERS: tl.constexpr, DEQUANTIZED: tl.constexpr, ROUNDED: tl.constexpr, SLOTS: tl.constexpr,
     HALF: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -181,7 +183,7 @@ def few_rows_linear(
         part_outliers = torch.empty(M + M * N, dtype=torch.float32, device=x.device)
     source = w_codes if weight is None else weight
     rows = triton.next_power_of_2(M)
-    _few_rows[lambda meta: (triton.cdiv(N, meta["BLOCK_N"]), parts)](
+    few_rows_kernel[lambda meta: (triton.cdiv(N, meta["BLOCK_N"]), parts)](
         x, flags, w_codes, w_scale, bias, source, words, y, part_sums, part_outliers, M, N, K, x.stride(0),
         *source.stride(), threshold, OUTLIERS=outliers, DEQUANTIZED=weight is None,
         ROUNDED=is_rounded(source, outliers), SLOTS=0 if words is None else words.shape[0],

@@ -14,9 +14,8 @@ from int8pass.kernels.cuda.epilogue import Epilogue, finish, finish_sums
 from int8pass.kernels.cuda.tiles import Tile
 from int8pass.kernels.cuda.tuning import autotune, prune_tiles
 
+# For more than 64 rows; up to there `tiles.py` chooses.
 _TILES = (
-    Tile(16, 32, 256, warps=4, stages=4),
-    Tile(16, 64, 256, warps=4, stages=4),
     Tile(32, 64, 128, warps=4, stages=4),
     Tile(64, 64, 128, warps=4, stages=4),
     Tile(64, 128, 128, warps=4, stages=3),

@@ -3,10 +3,7 @@
 import triton
 import triton.language as tl
 
-from int8pass.kernels.cuda import column_words
 from int8pass.kernels.cuda.arithmetic import TOKEN, is_outlier
-
-_SKEW = tl.constexpr(column_words.SKEW)
 
 
 @triton.jit
@@ -39,11 +36,12 @@ def load_weight_columns(
             values = tl.div_rn(values, unit[:, None]).to(tl.float16)
     else:
         # past the first-level cache, which other multiprocessors' words do not reach
-        slot = (column + _SKEW * (column // SLOTS)) % SLOTS
+        block = column // SLOTS
+        slot = (column + block * (block + 1) // 2) % SLOTS
         place = words + slot.to(tl.int64)[None, :] * N + n[:, None]
         kept = inside & (number < SLOTS)[None, :]
         word = tl.load(place, mask=kept, other=0, cache_modifier=".cg")
-        tag = (column // SLOTS + 1)[None, :]
+        tag = (block + 1)[None, :]
         WIDE: tl.constexpr = words.dtype.element_ty == tl.int64
         missing = inside & ((word >> (32 if WIDE else 16)) != tag)
         fresh = tl.load(source, mask=missing, other=0)

@@ -1,4 +1,6 @@
-"""Tile sizes of the int8 GEMM for 17 to 64 rows: an explicit table by M and N, and a rule for the parts of K.
+"""Tile sizes of the int8 GEMM for at most 64 rows: an explicit table by M and N, and a rule for the parts of K.
+
+(16 rows and fewer come here where their number is not known beforehand and x is shared: `fuse_cuda_linear.py`.)
 
 Such a product takes the time of reading its weight. So a tile is as high as x, which has every weight read once, and K
 is split into as many parts as give each multiprocessor a program. The parts' int32 sums, 4 bytes for each element of
@@ -40,12 +42,19 @@ class Tile:
 # Most rows, least outputs, tile: the first that fits. 4 stages of 64 x 128 weights keep 24 KB in flight, which covers
 # the latency of memory; at few outputs narrower tiles make more programs before K has to be split.
 TABLE = (
+    (16, 4096, Tile(16, 64, 128, warps=4, stages=4)),
+    (16, 0, Tile(16, 32, 256, warps=4, stages=4)),
     (32, 4096, Tile(32, 64, 128, warps=4, stages=4)),
     (32, 0, Tile(32, 32, 256, warps=4, stages=4)),
     (64, 4096, Tile(64, 64, 128, warps=4, stages=4)),
     (64, 0, Tile(64, 32, 128, warps=4, stages=4)),
 )
-_UNLISTED = (Tile(32, 128, 128, warps=4, stages=4), Tile(64, 128, 128, warps=4, stages=3), Tile(64, 64, 256, 8, 3))
+_UNLISTED = (
+    Tile(16, 64, 256, warps=4, stages=4),
+    Tile(32, 128, 128, warps=4, stages=4),
+    Tile(64, 128, 128, warps=4, stages=3),
+    Tile(64, 64, 256, warps=8, stages=3),
+)
 
 
 def tile_for(M: int, N: int, K: int, multiprocessors: int) -> Tile | None:
@@ -59,7 +68,7 @@ def tile_for(M: int, N: int, K: int, multiprocessors: int) -> Tile | None:
 
 def candidates(M: int, K: int) -> tuple[Tile, ...]:
     """What to time beside the table's choice: tiles as high as M rows need, in several numbers of parts."""
-    height = 32 if M <= 32 else 64
+    height = next(rows for rows, _, _ in TABLE if M <= rows)
     tiles = [tile for tile in (*(tile for _, _, tile in TABLE), *_UNLISTED) if tile.rows == height]
     parts = sorted({min(count, _most_parts(M, K)) for count in (1, 2, 4, 8)})
     return tuple(dataclasses.replace(tile, parts=count) for tile, count in itertools.product(tiles, parts))

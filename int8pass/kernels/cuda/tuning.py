@@ -14,11 +14,10 @@ def autotune(configs: list[triton.Config], key: list[str], prune: Callable | Non
 
 
 def prune_tiles(configs: list[triton.Config], arguments: dict, **constants) -> list[triton.Config]:
-    """Tiles neither mostly padding nor many, for `size` rows (M rounded up to a power of two).
+    """Tiles that are not mostly padding, for `size` rows: M, above 64, rounded up to a power of two.
 
     Outlier products in float32 take registers for each element of a tile, so that large tiles would spill.
     """
-    rows = min(max(16, arguments["size"]), 256)
-    largest = 64 * 64 if constants.get("WIDE") else 256 * 256
-    fitting = [config for config in configs if config.kwargs["BLOCK_M"] * config.kwargs["BLOCK_N"] <= largest]
-    return [config for config in fitting if min(rows, 64) // 2 <= config.kwargs["BLOCK_M"] <= rows] or fitting
+    rows, largest = max(128, arguments["size"]), 64 * 64 if constants.get("WIDE") else 256 * 256
+    blocks = [(config, config.kwargs["BLOCK_M"], config.kwargs["BLOCK_N"]) for config in configs]
+    return [config for config, height, width in blocks if height <= rows and height * width <= largest]

@@ -42,8 +42,7 @@ def compile_program(
     """Compile what `int8pass.convert` made of a torch.export program; `torch_tensorrt.save` takes the result.
 
     args, kwargs: CUDA tensors, or torch_tensorrt.Inputs, whose shapes may be ranges. tensorrt: as the option of that
-    name. Raises MissingDependencyError, EngineError, ConfigError. Not yet run
-    on a GPU.
+    name. Raises MissingDependencyError, EngineError, ConfigError. Not yet run on a GPU.
     """
     torch_tensorrt = import_torch_tensorrt()
     options = settings(tensorrt or {})

@@ -14,9 +14,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from int8pass.errors import EngineError
-from int8pass.kernels.cuda.few_rows import _few_rows
+from int8pass.kernels.cuda.few_rows import few_rows_kernel
 
-_whole_linear = _few_rows.fn  # without Triton's tuning: TensorRT times the tiles
+_whole_linear = few_rows_kernel.fn  # without Triton's tuning: TensorRT times the tiles
 
 
 class Tile(NamedTuple):

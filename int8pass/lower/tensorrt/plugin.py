@@ -166,7 +166,7 @@ def _problem(x, w_codes, w_scale, bias, weight, threshold, per_token, y):
 
     outputs, features = tuple(w_codes.shape)
     bound = float(threshold.item())
-    outliers = fused.NONE if bound == 0.0 else fused.TOKEN if per_token.item() else fused.COLUMN
+    outliers = fused.outlier_kind(bound, bool(per_token.item()), None)
     dtypes = tuple(torch_dtype(tensor.dtype) for tensor in (x, w_codes, w_scale, bias, weight, y))
     rows, capability = math.prod(_largest(x.shape)[:-1]), torch.cuda.get_device_capability()
     return Problem(rows, features, outputs, outliers, bound, dtypes, capability)

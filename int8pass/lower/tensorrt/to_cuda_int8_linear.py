@@ -29,8 +29,9 @@ def to_cuda_int8_linear(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:
     match = match_rewritten_linear(node, value_of(node).device.type)
     if match is None:
         raise EngineError(f"{node.name} is no Linear that the plugin {fused.cuda_int8_linear.name()} computes")
-    if torch.cuda.is_available():
-        fused.require_device(value_of(match.x).device)
+    device = value_of(match.x).device
+    if device.type == "cuda" and torch.cuda.is_available():  # a program may be converted on the CPU
+        fused.require_device(device)
     _, _, scale, _, bias, dtype = node.args
     for weight in filter(None, (match.codes, scale, match.weight)):
         constant(graph_module, weight)

@@ -16,7 +16,7 @@ def launched(case, tile, capability=(9, 0)):
     bias = torch.zeros(outputs, device=DEVICE) if case.bias is None else case.bias
     y = torch.empty(rows, outputs, dtype=case.x.dtype, device=DEVICE)
     inputs = (case.x, quantized.codes, quantized.scale, bias, weight)
-    kind = fused.NONE if not case.threshold else fused.TOKEN if case.outliers == "token" else fused.COLUMN
+    kind = fused.outlier_kind(*case.rule, None)
     dtypes = tuple(tensor.dtype for tensor in (*inputs, y))
     problem = Problem(rows, features, outputs, kind, case.threshold, dtypes, capability)
     grid = (triton.cdiv(outputs, tile.outputs),)

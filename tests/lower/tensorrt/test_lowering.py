@@ -11,6 +11,7 @@ import int8pass
 from int8pass import ops
 from int8pass.errors import ConfigError, EngineError, MissingDependencyError
 from int8pass.inspection.text import graph_text
+from int8pass.kernels.cuda import fused
 from int8pass.lower.tensorrt import compile_program
 from int8pass.lower.tensorrt.compile import int8pass_ops_left
 from int8pass.lower.tensorrt.freeze_weights import freeze_weights
@@ -100,6 +101,14 @@ def test_the_plugin_form(layer, x, name):
     lines = [line for line in graph_text(graph.graph, {}).splitlines() if "int8pass." in line]
     begin = "%cuda_int8_linear : f32[4, 8] = int8pass.cuda_int8_linear(%input_1, %weight_codes, %weight_scale, %bias, "
     assert lines == [begin + end]
+
+
+def test_a_program_on_the_cpu_asks_nothing_of_the_gpu_beside_it(monkeypatch, layer, x):
+    graph = converted(layer, x)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fused, "require_device", pytest.fail)
+    with building("plugin"):
+        assert op_counts(lower_linears(graph))["cuda_int8_linear"] == 1
 
 
 @pytest.mark.parametrize(
