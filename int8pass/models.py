@@ -55,8 +55,8 @@ def load_model(spec: str) -> LoadedModel:
         return _from_factory(spec)
     if path.suffix == ".onnx":
         raise ModelError(
-            f"{spec!r} is an ONNX file: report, dump and diff read those that int8pass exported, check reads any; here "
-            "name the model that it was made from"
+            f"{spec!r} is an ONNX file: report, dump, debug and diff read those that int8pass exported, check reads "
+            "any; here name the model that it was made from"
         )
     raise ModelError(f"{spec!r} is no folder, no .pt2 file and no MODULE:FACTORY\n{FORMS}")
 

@@ -184,5 +184,5 @@ def test_anything_else_is_refused_with_the_three_forms(spec):
 
 
 def test_an_onnx_file_is_refused_with_what_reads_it():
-    with pytest.raises(ModelError, match=r"'model\.onnx' is an ONNX file: report, dump and diff read those"):
+    with pytest.raises(ModelError, match=r"'model\.onnx' is an ONNX file: report, dump, debug and diff read those"):
         load_model("model.onnx")

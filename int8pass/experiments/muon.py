@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum, made orthogonal, as the step of a matrix.
 
-torch.optim.Muon takes the same steps, but multiplies in bfloat16 whatever the CPU: without instructions for it that is
-fifty times slower than float32. Here the caller says in which dtype.
+torch.optim.Muon takes the same steps, but multiplies in bfloat16 on every CPU, also where that is emulated. Here the
+caller says in which dtype.
 """
 
 from collections.abc import Iterable

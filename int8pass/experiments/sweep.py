@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from int8pass.bench import machine
-from int8pass.bench.measure import compiling
+from int8pass.bench.measure import compiling, evicting
 from int8pass.bench.timing import interleave, median, ratio
 from int8pass.config import Int8MixedConfig
 from int8pass.errors import CaptureError, ConfigError
@@ -148,7 +148,9 @@ def run_sweep(
             compiled[str(candidate)] = call
             progress(str(candidate))
         calls = {name: partial(_run, call, inputs) for name, call in compiled.items()}
-        seconds = interleave(calls, rounds, progress=lambda number: progress(f"timing, round {number}"))
+        seconds = interleave(
+            calls, rounds, before=evicting(), progress=lambda number: progress(f"timing, round {number}")
+        )
     rows = tuple(
         SweepRow(**dataclasses.asdict(candidate), **errors[candidate], **_times(seconds, str(candidate)))
         for candidate in tried

@@ -17,7 +17,7 @@ from int8pass.experiments.corpus import Corpus
 from int8pass.experiments.language_model import LanguageModel
 from int8pass.experiments.perplexity import evenly_spaced_batches, perplexity
 from int8pass.experiments.training import QUICK as QUICK_TRAINING
-from int8pass.experiments.training import TrainingSettings
+from int8pass.experiments.training import TrainingSettings, product_dtype
 from int8pass.quantization.calibrate import calibrate
 from int8pass.quantization.scheme import DEFAULT, SCHEMES
 
@@ -128,6 +128,7 @@ def run_table1(
             progress(f"{planting} {row.name}: {value:.4f}")
     described = {"train": len(corpus.train), "validation": len(corpus.validation), "digest": corpus.digest}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+    versions["products"] = str(product_dtype())
     return Table1(settings, tuple(cells), described, versions)
 
 

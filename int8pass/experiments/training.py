@@ -84,7 +84,7 @@ def cache_path(settings: TrainingSettings, corpus: Corpus, folder: Path | None =
 
 
 def product_dtype() -> torch.dtype:
-    """In which matrices are multiplied in training: bfloat16 where the CPU has instructions for it, else float32."""
+    """In which matrices are multiplied in training: bfloat16 where an x86 CPU has instructions for it, else float32."""
     found = torch.cpu.get_capabilities()
     return torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else torch.float32
 

@@ -26,6 +26,30 @@ def _is_installed(name: str) -> bool:
     return True
 
 
+def _onnxruntime() -> Any:
+    require_one_onnxruntime()
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError("running an ONNX file needs onnxruntime: pip install 'int8pass[onnx]'") from error
+    return onnxruntime
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises where it cannot load or run a file. Raises MissingDependencyError."""
+    _onnxruntime()
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+    return (
+        ort.Fail,
+        ort.InvalidArgument,
+        ort.InvalidGraph,
+        ort.InvalidProtobuf,
+        ort.NotImplemented,
+        ort.RuntimeException,
+    )
+
+
 def session(
     path: str | os.PathLike, *, optimize: bool = True, threads: int = 0, optimized: Any = None, profile: Any = None
 ) -> Any:
@@ -34,11 +58,7 @@ def session(
     optimized: where to write the graph that ONNX Runtime made of it; profile: how the names of profiles begin that its
     `end_profiling` writes. Raises MissingDependencyError.
     """
-    require_one_onnxruntime()
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("running an ONNX file needs onnxruntime: pip install 'int8pass[onnx]'") from error
+    onnxruntime = _onnxruntime()
     levels = onnxruntime.GraphOptimizationLevel
     settings = onnxruntime.SessionOptions()
     settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL

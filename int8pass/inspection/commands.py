@@ -36,7 +36,7 @@ from int8pass.inspection.loading import (
     explain_loaded,
     explain_model,
     loaded_model,
-    require_file,
+    require_no_against,
     require_no_options,
 )
 from int8pass.inspection.onnx_debug import diagnose_file
@@ -219,7 +219,7 @@ def debug(
         if against is None:
             raise ConfigError(f"{model!r} is an ONNX file: name the model that it was made from (--against MODEL)")
     else:
-        require_file(model, against)
+        require_no_against(model, against)
     loaded = loaded_model(against if is_file else model)
     with Console(stderr=True).status("running the model") as status:
 

@@ -57,7 +57,7 @@ class Doctor:
     """Runs of one model that are compared with its first, in float. candidates: the options that are tried."""
 
     def __init__(
-        self, runs: FloatRuns, config: Int8MixedConfig, progress: Progress, candidates: "Candidates | None" = None
+        self, runs: FloatRuns, config: Int8MixedConfig, progress: Progress, candidates: Candidates | None = None
     ) -> None:
         self._candidates = candidates or option_candidates
         self._runs, self._config, self._progress = runs, config, progress
@@ -97,10 +97,14 @@ class Doctor:
         layers = tuple(dataclasses.replace(each, compiled_db=ratios.get(each.module)) for each in found.layers)
         return dataclasses.replace(found, layers=layers, compiled_db=self._against_float(output))
 
-    def require_outputs(self, output: Any, error: Exception) -> None:
-        """Raise an error where other tensors are returned than by the float model."""
-        if [each.shape for each in _floating(output)] != [each.shape for each in self._output]:
-            raise error
+    @property
+    def modules(self) -> list[str]:
+        """The module of each Linear that has an int8 form, one a call, in the order of the run."""
+        return [module for module, _ in self._float]
+
+    def returns_like(self, output: Any) -> bool:
+        """Whether tensors of the same shapes are returned by the float model."""
+        return [each.shape for each in _floating(output)] == [each.shape for each in self._output]
 
     def _record(self, call: LinearCall) -> Tensor:
         y = call.int8()

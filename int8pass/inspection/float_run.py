@@ -104,8 +104,10 @@ class LinearCall:
     def quantized(self, config: Int8MixedConfig) -> tuple[Tensor | None, QuantizedActivation]:
         """The outlier mask of x, and x in int8, under options."""
         mask = self.outlier_mask(config)
-        form = config.scheme.activations
-        return mask, quantize_activation(call_op, form, self.x, mask, self.static(config))
+        has_factors = config.profile is not None and config.profile.rounded is not None
+        form = self.graph.program.quantized(self.expression, config.weight_form) if has_factors else None
+        x = self.x if form is None else self._scaled(form.input_factor)
+        return mask, quantize_activation(call_op, config.scheme.activations, x, mask, self.static(config))
 
     def clamped(self, config: Int8MixedConfig) -> int:
         """How many values of x outside of the outlier columns lie past a static range."""
@@ -125,10 +127,9 @@ class LinearCall:
             quantized = program.quantized(self.expression, config.weight_form)
         except WeightError:
             return None  # the rewrite records it as skipped, with this reason
-        factor = quantized.input_factor
         return int8_mixed_linear(
             call_op,
-            self.x if factor is None else ops.scale_features(self.x, factor),
+            self._scaled(quantized.input_factor),
             functools.partial(getattr, quantized),
             self.bias,
             scheme=config.scheme,
@@ -139,6 +140,9 @@ class LinearCall:
             columns=self.columns(config),
             static=self.static(config),
         )
+
+    def _scaled(self, factor: Tensor | None) -> Tensor:
+        return self.x if factor is None else ops.scale_features(self.x, factor)
 
 
 AtLinear = Callable[[LinearCall], Tensor]

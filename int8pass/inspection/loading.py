@@ -34,7 +34,7 @@ def explain_model(
     CaptureError, ProfileError; OnnxFileError for a file, and ConfigError where options are given.
     """
     if not is_onnx_file(spec):
-        require_file(spec, against)
+        require_no_against(spec, against)
         return explain_loaded(loaded_model(spec), config, timings, schemes)
     require_no_options(spec, config)
     if schemes:
@@ -45,7 +45,7 @@ def explain_model(
         return explain_run(Path(spec), loaded, against or "", timings) if running else explain_file(Path(spec))
 
 
-def require_file(spec: str, against: str | None) -> None:
+def require_no_against(spec: str, against: str | None) -> None:
     """Raise ConfigError where `--against` is given for what is no ONNX file."""
     if against is not None:
         raise ConfigError(f"--against compares an exported ONNX file with its model, and {spec!r} is a model itself")

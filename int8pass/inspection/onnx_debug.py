@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from int8pass.config import Int8MixedConfig
-from int8pass.errors import OnnxFileError
-from int8pass.inspection.debug import Doctor, Progress, option_candidates
+from int8pass.errors import OnnxFileError, ProfileError
+from int8pass.export.targets import TARGETS
+from int8pass.inspection.debug import Candidates, Doctor, Progress, option_candidates
 from int8pass.inspection.diagnosis import Diagnosis
 from int8pass.inspection.float_run import float_runs
 from int8pass.inspection.onnx_file import FileContents, read_file
 from int8pass.inspection.onnx_inputs import example_for
-from int8pass.inspection.onnx_report import opened
+from int8pass.inspection.onnx_report import opened, require_same_linears
 from int8pass.models import LoadedModel
 from int8pass.quantization.profile import Profile, ProfiledLayer, weight_fingerprint
 
@@ -28,21 +29,26 @@ def diagnose_file(
     """As `diagnose`, where a Linear's int8 form is the file's own nodes, run in ONNX Runtime.
 
     against: the float model that the file was made from. whole: also run the file itself. Options to repair a layer are
-    computed by the ops of the rewrite; they take a new export. Raises OnnxFileError, MissingDependencyError,
-    CaptureError.
+    computed by the ops of the rewrite; they take a new export. Raises OnnxFileError, also where the model is another
+    one; MissingDependencyError, CaptureError.
     """
     contents = read_file(path)
     with opened(contents) as run:
         model, feed = example_for(against, run.session)
         config = _config(contents, model)
         with float_runs(model.model, model.args, model.kwargs, config, run.int8) as runs:
-            doctor = Doctor(runs, config, progress, _candidates)
+            try:
+                doctor = Doctor(runs, config, progress, _candidates(contents.target))
+            except ProfileError as error:  # the profile is made here, of the file's columns
+                raise OnnxFileError(f"{str(path)!r} was made from another model: {error}") from error
+            require_same_linears(path, [each.row.module for each in run.linears], doctor.modules)
             found = doctor.diagnosis(wanted_db)
         if whole:
             progress("the whole file")
             linears = zip(run.linears, run.taps(feed, [each.y for each in run.linears]), strict=True)
             output = run.outputs(feed)
-            doctor.require_outputs(output, OnnxFileError(f"{str(path)!r} returns other tensors than the model"))
+            if not doctor.returns_like(output):
+                raise OnnxFileError(f"{str(path)!r} returns other tensors than the model")
             found = doctor.with_compiled(found, output, [(each.row.module, y) for each, y in linears])
     return dataclasses.replace(found, file=path.name)
 
@@ -66,7 +72,15 @@ def _config(contents: FileContents, model: LoadedModel) -> Int8MixedConfig:
     )
 
 
-def _candidates(config: Int8MixedConfig) -> Iterator[tuple[str, Any]]:
-    """What a file can be exported with: without a profile it keeps no float columns."""
-    has_profile = config.profile is not None
-    return (each for each in option_candidates(config) if has_profile or each[0] != "outlier_weights")
+def _candidates(target: str) -> Candidates:
+    """What a file can be exported with, as its profile or its lack of one allows.
+
+    Without a profile it keeps no float columns, and one for a target that finds no columns in a call has a profile.
+    """
+    unwanted = {"profile"} if TARGETS[target].runtime_columns else {"profile", "outliers", "threshold", "scheme"}
+
+    def found(config: Int8MixedConfig) -> Iterator[tuple[str, Any]]:
+        left_out = unwanted if config.profile is not None else unwanted | {"outlier_weights"}
+        return (each for each in option_candidates(config) if each[0] not in left_out)
+
+    return found

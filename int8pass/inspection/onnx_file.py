@@ -37,13 +37,17 @@ def is_onnx_file(spec: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class FileContents:
-    """What is read of a file. weights: of each row of the report, in its order; None where it is not int8."""
+    """What is read of a file. weights: of each row of the report, in its order; None where it is not int8.
+
+    target: the runtime that it was exported for, see export/targets.py.
+    """
 
     path: Path
     graph: "OnnxGraph"
     report: Report
     weights: tuple[Int8Weight | None, ...]
     options: dict[str, Any]
+    target: str
 
     @property
     def config(self) -> Int8MixedConfig:
@@ -81,7 +85,8 @@ def read_file(path: Path) -> FileContents:
         stages=((stage,),),
         details=tuple(_details(rows[number], weights[number]) for number in order),
     )
-    return FileContents(path, graph, report, tuple(weights[number] for number in order), facts["options"])
+    held = tuple(weights[number] for number in order)
+    return FileContents(path, graph, report, held, facts["options"], facts["target"])
 
 
 def _facts(graph: "OnnxGraph", path: Path) -> dict[str, Any]:

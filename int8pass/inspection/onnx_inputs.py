@@ -8,7 +8,7 @@ from torch import Tensor
 
 from int8pass.errors import OnnxFileError
 from int8pass.export.example import with_past_if_decoder
-from int8pass.inspection.onnx_run import Feed
+from int8pass.inspection.onnx_run import Feed, numpy_of
 from int8pass.models import LoadedModel
 from int8pass.torch_private import tree_leaves
 
@@ -29,7 +29,7 @@ def example_for(loaded: LoadedModel, session: Any) -> tuple[LoadedModel, Feed]:
             feed = {name: candidate.kwargs[name] for name in named if isinstance(candidate.kwargs[name], Tensor)}
             rest = iter([each for each in tensors if not any(each is taken for taken in feed.values())])
             feed = {each.name: feed[each.name] if each.name in feed else next(rest) for each in wanted}
-            return candidate, {name: tensor.contiguous().numpy() for name, tensor in feed.items()}
+            return candidate, {name: numpy_of(tensor) for name, tensor in feed.items()}
     names = ", ".join(each.name for each in wanted)
     raise OnnxFileError(
         f"the file takes {len(wanted)} inputs ({names}) and the model's example has {len(_tensors(loaded))}: "

@@ -1,6 +1,6 @@
 """The rewritten Linears of an exported file: which nodes are theirs, and what they read and give."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,11 +108,10 @@ def node_of_kernel(kernel: str, names: Sequence[str]) -> str:
     return next((name for name in names if kernel == name or kernel.startswith((f"{name}/", f"{name}_"))), "")
 
 
-def shared_out(linears: Sequence[FileLinear]) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Each node's name with the number of the first Linear that it is of, and what it is for there."""
-    seen: set[str] = set()
+def users_of_nodes(linears: Sequence[FileLinear]) -> dict[str, list[tuple[int, str]]]:
+    """By name of a node, the numbers of the Linears that it is of, and what it is for there."""
+    found: dict[str, list[tuple[int, str]]] = {}
     for number, linear in enumerate(linears):
         for name, part in linear.parts.items():
-            if name not in seen:
-                seen.add(name)
-                yield name, (number, part)
+            found.setdefault(name, []).append((number, part))
+    return found

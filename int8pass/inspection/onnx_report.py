@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from int8pass import ops
 from int8pass.composition import call_op, outlier_mask, quantize_activation
 from int8pass.config import Int8MixedConfig
+from int8pass.errors import OnnxFileError
 from int8pass.inspection.float_run import LinearCall, float_runs
 from int8pass.inspection.observation import Details, Observation
 from int8pass.inspection.onnx_file import FileContents, Int8Weight, read_file
@@ -36,11 +38,19 @@ def explain_run(path: Path, against: LoadedModel | None, against_name: str = "",
     with opened(contents) as run:
         if against is None:
             inputs, feed = MADE_UP, made_up(run.session)
+            _require_runnable(run, feed)
             errors: dict[tuple[str, str], Observation] = {}
         else:
             model, feed = example_for(against, run.session)
             inputs, errors = f"the inputs of {against_name}", _errors(run, model, contents.config)
         return dataclasses.replace(_with_inputs(contents, run, feed, errors, timings), inputs=inputs)
+
+
+def _require_runnable(run: FileRun, feed: Feed) -> None:
+    try:
+        run.outputs(feed)
+    except OnnxFileError as error:
+        raise OnnxFileError(f"{error}; those were made-up inputs: give the model of the file with --against") from error
 
 
 @contextlib.contextmanager
@@ -63,7 +73,21 @@ def _errors(run: FileRun, model: LoadedModel, config: Int8MixedConfig) -> dict[t
 
     with float_runs(model.model, model.args, model.kwargs, config, run.int8) as runs:
         runs.run(at_linear)
+    in_file = [each.row.module for each in run.linears]
+    require_same_linears(run.path, in_file, [each.row.module for each in run.linears if each.key in found])
     return found
+
+
+def require_same_linears(path: Path, in_file: Sequence[str], in_model: Sequence[str]) -> None:
+    """Raise OnnxFileError where a model does not run the int8 Linears of a file, each as often."""
+    for module, count in (Counter(in_file) - Counter(in_model)).items():
+        raise OnnxFileError(
+            f"{str(path)!r} runs {module!r} {count} times more than the model does: it was made from another model"
+        )
+    for module, count in (Counter(in_model) - Counter(in_file)).items():
+        raise OnnxFileError(
+            f"the model runs {module!r} {count} times more than {str(path)!r} does: it was made from another model"
+        )
 
 
 def _with_inputs(

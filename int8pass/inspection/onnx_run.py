@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from int8pass.errors import OnnxFileError
+from int8pass.export.runtime import failures, session
 from int8pass.inspection.float_run import LinearCall
 from int8pass.inspection.onnx_linears import FileLinear
 
@@ -23,14 +24,38 @@ Feed = Mapping[str, Any]  # numpy arrays by name of the input
 _INLINE_BYTES = 1024  # larger tensors lie beside a graph that is written for a run: a file ends at 2 GB
 
 
+def numpy_of(tensor: Tensor) -> Any:
+    """A tensor as ONNX Runtime takes it. Raises OnnxFileError for bfloat16, which NumPy does not have."""
+    if tensor.dtype is torch.bfloat16:
+        raise OnnxFileError(
+            "the model computes in bfloat16, and ONNX Runtime takes no such values from Python: name the float32 model"
+        )
+    return tensor.detach().cpu().contiguous().numpy()
+
+
 class FileRun:
-    """A file with its Linears, ready to run. `folder` holds the graphs that are cut out of it."""
+    """A file with its Linears, ready to run. `folder` holds the graphs that are cut out of it.
+
+    Raises OnnxFileError for a file in bfloat16.
+    """
 
     def __init__(self, graph: "OnnxGraph", path: Path, linears: Sequence[FileLinear], folder: Path) -> None:
         self.graph, self.path, self.linears, self.folder = graph.model.graph, path, tuple(linears), folder
         self._model = graph.model
         self._by_key = {linear.key: linear for linear in linears}
+        self._require_numpy()
         self._alone: dict[tuple[str, str], Any] = {}
+
+    def _require_numpy(self) -> None:
+        import onnx_ir as ir
+
+        values = ir.convenience.create_value_mapping(self.graph)
+        names = [name for linear in self.linears for name in (linear.x, linear.y)]
+        if any(values[name].dtype == ir.DataType.BFLOAT16 for name in names):
+            raise OnnxFileError(
+                f"{str(self.path)!r} computes in bfloat16, and ONNX Runtime gives no such values to Python: a report "
+                "without --timings and --against reads the file without running it"
+            )
 
     @cached_property
     def session(self) -> Any:
@@ -49,9 +74,9 @@ class FileRun:
         values = ir.convenience.create_value_mapping(self.graph)
         inside = [name for name in wanted if not values[name].is_graph_input()]
         graph = ir.convenience.extract(self.graph, list(self.graph.inputs), [*self.graph.outputs, *inside])
-        session = self.open(self.write(graph, "taps"))
-        given = [each.name for each in session.get_outputs()]
-        found = {**feed, **dict(zip(given, self.call(session, feed), strict=True))}
+        tapped = self.open(self.write(graph, "taps"))
+        given = [each.name for each in tapped.get_outputs()]
+        found = {**feed, **dict(zip(given, self.call(tapped, feed), strict=True))}
         return [torch.from_numpy(found[name]) for name in names]
 
     def int8(self, call: LinearCall) -> Tensor:
@@ -61,8 +86,8 @@ class FileRun:
             raise OnnxFileError(f"{str(self.path)!r} has no int8 form of {key[0]!r}: it was made from another model")
         if key not in self._alone:
             self._alone[key] = self._cut(self._by_key[key], len(self._alone))
-        linear, session = self._by_key[key], self._alone[key]
-        (y,) = self.call(session, {linear.x: call.x.contiguous().numpy()})
+        linear, alone = self._by_key[key], self._alone[key]
+        (y,) = self.call(alone, {linear.x: numpy_of(call.x)})
         return torch.from_numpy(y)
 
     def write(self, graph: "ir.Graph", name: str) -> Path:
@@ -76,8 +101,6 @@ class FileRun:
 
     def open(self, path: Path, **settings: Any) -> Any:
         """A session of a file, with as many threads as PyTorch. Raises OnnxFileError where it does not load."""
-        from int8pass.export.runtime import session
-
         with self._told("load"):
             return session(path, threads=torch.get_num_threads(), **settings)
 
@@ -94,11 +117,10 @@ class FileRun:
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
-        from onnxruntime.capi import onnxruntime_pybind11_state as ort
-
+        errors = failures()
         try:
             yield
-        except (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.NotImplemented, ort.RuntimeException) as error:
+        except errors as error:
             raise OnnxFileError(f"ONNX Runtime could not {what} {str(self.path)!r}: {error}") from error
 
 

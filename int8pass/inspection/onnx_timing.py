@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from int8pass.inspection.onnx_linears import FileLinear, node_of_kernel, shared_out
+from int8pass.inspection.onnx_linears import FileLinear, node_of_kernel, users_of_nodes
 from int8pass.inspection.onnx_run import Feed, FileRun
 from int8pass.inspection.timing import Timing
 
@@ -25,19 +25,19 @@ Weights = Sequence[np.ndarray]  # float32[K, N] of each Linear
 
 
 def time_linears(run: FileRun, feed: Feed, weights: Weights) -> list[Timing]:
-    """One a Linear of the run, of ONNX Runtime's own profile: medians over runs of the sums of its kernels.
+    """One a Linear of the run, of ONNX Runtime's own profile: sums of its kernels' medians over the runs.
 
-    What several Linears share counts for the first of them. float: of a copy of the file whose Linears are MatMul and
-    Add; its weights take four times the memory. Raises OnnxFileError.
+    What several Linears share counts for each of them in equal parts. float: of a copy of the file whose Linears are
+    MatMul and Add; its weights take four times the memory. Raises OnnxFileError.
     """
-    parts = dict(shared_out(run.linears))
+    users = users_of_nodes(run.linears)
     seconds, float_seconds = _profiles(run, [run.path, _with_float_linears(run, weights)], feed)
     names = sorted((node.name for node in run.graph), key=len, reverse=True)
     int8: list[dict[str, float]] = [defaultdict(float) for _ in run.linears]
     for kernel, taken in seconds.items():
-        number, part = parts.get(node_of_kernel(kernel, names), (None, ""))
-        if number is not None:
-            int8[number][part] += taken
+        shared = users.get(node_of_kernel(kernel, names), [])
+        for number, part in shared:
+            int8[number][part] += taken / len(shared)
     floats = [0.0] * len(run.linears)
     for kernel, taken in float_seconds.items():
         if own := re.search(rf"{_FLOAT}-(\d+)/", kernel):

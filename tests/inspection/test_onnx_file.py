@@ -262,9 +262,9 @@ def test_gpt2_shaped_file(run, tmp_path):
         "transformer.h.0.attn.c_attn",
         "transformer.h.0.attn.c_proj",
     ]
-    assert report.totals.rewritten == 8 and all(details.weights for details in report.details if details.weights)
+    assert report.totals.rewritten == 8
     grids = [details.weights for row, details in zip(report.rows, report.details, strict=True) if row.rewritten]
-    assert [sum(grid.counts) for grid in grids[:2]] == [32 * 96, 32 * 32]
+    assert all(grids) and [sum(grid.counts) for grid in grids[:2]] == [32 * 96, 32 * 32]
     data = page_data(report, "gpt2")
     part = next(row for row in data["rows"] if row["module"] == "transformer.h.1.mlp.c_fc")["after"]
-    assert len(part["own"]) > 10 and np.isfinite(len(part["beside"]))
+    assert len(part["own"]) > 10 and part["beside"]

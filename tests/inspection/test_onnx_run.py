@@ -1,6 +1,8 @@
 """Exported files that are run: errors, activations and times of their Linears, and the layer that goes wrong."""
 
+import copy
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from int8pass import calibrate, export_onnx
-from int8pass.errors import OnnxFileError
+from int8pass.errors import MissingDependencyError, OnnxFileError
 from int8pass.export.decoder import with_past
 from int8pass.export.targets import TARGETS
 from int8pass.inspection.onnx_debug import diagnose_file
@@ -101,7 +103,7 @@ def test_linears_that_share_their_input_and_16_bits(seeded, tmp_path):
     with opened(read_file(path)) as run:
         assert {linear.x for linear in run.linears[:3]} == {"x"} and len({linear.y for linear in run.linears}) == 4
     quantize = {row.module: row.timing.quantize for row in rows}
-    assert quantize["key"] == quantize["value"] == 0.0 < quantize["query"]  # the first Linear's
+    assert 0.0 < quantize["query"] == quantize["key"] == quantize["value"]  # each a third of what they share
 
 
 # --- inputs and times
@@ -204,3 +206,58 @@ def test_file_without_the_ops_of_its_nodes_is_refused(mlp, tmp_path):
     onnx.save(model, path)
     with pytest.raises(OnnxFileError, match="does not say which nodes compute 'up': export it again"):
         explain_run(Path(path), None, timings=True)
+
+
+# --- what is refused
+
+
+def test_a_file_without_onnxruntime(mlp, tmp_path, monkeypatch):
+    path = export_onnx(mlp, (activation(5),), tmp_path / "model.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match="needs onnxruntime"):
+        explain_run(path, None, timings=True)
+
+
+def test_bfloat16_is_not_run(mlp, tmp_path):
+    x = activation(5)
+    halves = tmp_path / "bfloat16.onnx"
+    export_onnx(copy.deepcopy(mlp).bfloat16(), (x.bfloat16(),), halves)
+    for against in (None, loaded(mlp, x)):
+        with pytest.raises(OnnxFileError, match="computes in bfloat16"):
+            explain_run(halves, against, timings=True)
+    path = export_onnx(mlp, (x,), tmp_path / "model.onnx")
+    with pytest.raises(OnnxFileError, match="the model computes in bfloat16"):
+        explain_run(path, loaded(copy.deepcopy(mlp).bfloat16(), x.bfloat16()))
+
+
+class Twice(nn.Module):
+    """Two Linears; the smaller model runs one of them."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(IN, IN) for _ in range(depth))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_model_with_fewer_of_the_linears(seeded, tmp_path):
+    x, deep, shallow = activation(5), frozen(Twice(2)), frozen(Twice(1))
+    shallow.layers[0].load_state_dict(deep.layers[0].state_dict())
+    path = export_onnx(deep, (x,), tmp_path / "model.onnx")
+    for ask in (explain_run, diagnose_file):
+        with pytest.raises(OnnxFileError, match=r"runs 'layers.1' 1 times more than the model does"):
+            ask(path, loaded(shallow, x))
+
+
+def test_repairs_are_what_a_file_can_be_exported_with(mlp, tmp_path):
+    x = activation(5)
+    options = {"profile": calibrate(mlp, [x], progress=False)}
+    offered = {}
+    for target in TARGETS:
+        path = export_onnx(mlp, (x,), tmp_path / f"{target}.onnx", options=options, target=target)
+        offered[target] = {repair.option for repair in diagnose_file(path, loaded(mlp, x), whole=False).repairs}
+    assert "profile" not in set.union(*offered.values())
+    assert not offered["tensorrt"] & {"threshold", "outliers", "scheme"}
