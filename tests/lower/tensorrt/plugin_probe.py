@@ -236,11 +236,11 @@ def compiled(torch_tensorrt, engines):
 
     run = torch.compile(Attention(), backend="int8mixed", options={"lowering": "tensorrt"}, dynamic=True)
     before = len(engines)
-    error = None
+    error = None  # the built plugins are launched
     try:
         run(torch.randn(20, IN))
-    except (AssertionError, RuntimeError) as failure:  # of PyTorch: the built plugins need a GPU
-        error = str(failure)
+    except (RuntimeError, ValueError) as failure:  # Triton's: it finds no GPU, or tensors that are not there
+        error = type(failure).__name__
     found = plugins(engines[-1])
     return {
         "engines": len(engines) - before,

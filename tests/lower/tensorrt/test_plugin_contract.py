@@ -110,6 +110,7 @@ def test_the_form_of_linears(check):
 def test_torch_compile_builds_one_engine_for_all_batches(check):
     result = check("compiled")
     assert (result["engines"], result["plugins"], result["inputs"]) == (1, 2, [[-1, 24]]) and result["same_x"]
+    assert result["stopped_by"] in ("RuntimeError", "ValueError")
 
 
 @pytest.mark.parametrize("name", LINEARS)
