@@ -18,8 +18,9 @@ README = ROOT / "README.md"
 SET_UP = "pip install "  # .ci/run types these
 SLOW = "python examples/quickstart.py"  # with --quick here
 # tests/test_examples.py, tests/experiments and tests/bench/test_gpu.py run these, with --quick
-ELSEWHERE = tuple(
-    f"python examples/{name}.py" for name in ("export_onnx", "paper_table1", "outlier_atlas", "bench_gpu")
+ELSEWHERE = (
+    "python -m int8pass.experiments.scheme_table",
+    *(f"python examples/{name}.py" for name in ("export_onnx", "paper_table1", "outlier_atlas", "bench_gpu")),
 )
 
 

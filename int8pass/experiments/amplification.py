@@ -10,6 +10,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from int8pass.experiments.language_model import LanguageModel
 
@@ -31,6 +32,21 @@ def amplify(model: LanguageModel, features: Sequence[int], scale: float) -> Lang
     return amplified
 
 
-def planted_features(width: int, count: int, seed: int = 0) -> list[int]:
-    """`count` of the features 0 ... width - 1, drawn once for the whole model: in a 6.7B model all layers agree."""
-    return sorted(torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:count].tolist())
+@torch.no_grad()
+def largest_features(model: LanguageModel, tokens: Tensor, count: int) -> list[int]:
+    """The `count` features that the norms before Linears make largest, the same for the whole model, ascending.
+
+    tokens: int64[B, S]; by the mean of |x| over them and over the norms. In a 6.7B model all layers agree too.
+    """
+    magnitudes: list[Tensor] = []
+    hooks = [
+        norm.register_forward_hook(lambda module, inputs, output: magnitudes.append(output.abs().mean((0, 1))))
+        for layer in model.layers
+        for norm in (layer.attention_norm, layer.feedforward_norm)
+    ]
+    try:
+        model(tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sorted(torch.stack(magnitudes).mean(0).topk(count).indices.tolist())

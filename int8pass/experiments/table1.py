@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from int8pass.experiments.amplification import amplify, planted_features
+from int8pass.experiments.amplification import amplify, largest_features
 from int8pass.experiments.corpus import Corpus
 from int8pass.experiments.language_model import LanguageModel
 from int8pass.experiments.perplexity import evenly_spaced_batches, perplexity
@@ -121,7 +121,8 @@ def run_table1(
     trained_on = evenly_spaced_batches(corpus.train, settings.pieces, size.context, settings.batch)
     cells = []
     for planting in settings.plantings:
-        amplified = amplify(model, planted_features(size.width, planting.features), planting.scale)
+        features = largest_features(model, trained_on[0][:, :-1], planting.features)
+        amplified = amplify(model, features, planting.scale)
         for row in rows:
             value = row_perplexity(amplified, row, batches, trained_on)
             cells.append(Cell(row.name, planting, value))

@@ -1,9 +1,10 @@
 """Planted outliers: in float the model stays what it was, and the inputs of its Linears have them."""
 
+import numpy as np
 import pytest
 import torch
 
-from int8pass.experiments.amplification import amplify, planted_features
+from int8pass.experiments.amplification import amplify, largest_features
 from int8pass.experiments.language_model import LanguageModel, ModelSize
 
 SIZE = ModelSize(width=32, depth=2, heads=2, context=16)
@@ -31,13 +32,13 @@ def inputs_of(model, name):
 
 @pytest.mark.parametrize(("count", "scale"), [(1, 16), (6, 60), (20, 8)])
 def test_logits_do_not_change(model, count, scale):
-    before, after = model(tokens()), amplify(model, planted_features(32, count), scale)(tokens())
+    before, after = model(tokens()), amplify(model, range(1, 1 + count), scale)(tokens())
     assert torch.allclose(before, after, rtol=0, atol=2e-5 * float(before.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "fc1"])
 def test_every_linear_behind_a_norm_meets_the_features(model, name):
-    features = planted_features(32, 3)
+    features = [0, 7, 30]
     amplified = amplify(model, features, 50.0)
     before, after = (inputs_of(each, f"layers.1.{name}") for each in (model, amplified))
     growth = (after.norm(dim=(0, 1)) / before.norm(dim=(0, 1))).double()
@@ -52,8 +53,10 @@ def test_the_model_itself_is_left_alone(model):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_planted_features_are_distinct_and_always_the_same():
-    found = planted_features(256, 20)
-    assert found == planted_features(256, 20) and len(set(found)) == 20 and set(found) <= set(range(256))
-    assert set(planted_features(256, 6)) <= set(found)
-    assert planted_features(256, 0) == []
+def test_the_largest_features_are_those_of_all_norms_together(model):
+    names = [f"layers.{layer}.{name}" for layer in range(2) for name in ("q", "fc1")]
+    magnitudes = [np.abs(inputs_of(model, name).double().numpy()).mean((0, 1)) for name in names]
+    order = np.mean(magnitudes, 0).argsort()[::-1]
+    for count in (0, 1, 6):
+        assert largest_features(model, tokens(), count) == sorted(order[:count])
+    assert largest_features(amplify(model, [3, 9], 60.0), tokens(), 2) == [3, 9]

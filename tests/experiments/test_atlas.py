@@ -8,7 +8,7 @@ from torch import nn
 
 from int8pass.errors import ConfigError
 from int8pass.experiments import atlas_report
-from int8pass.experiments.amplification import amplify, planted_features
+from int8pass.experiments.amplification import amplify
 from int8pass.experiments.atlas import Place, bert_places, language_model_places, outlier_atlas
 from int8pass.experiments.language_model import LanguageModel, ModelSize
 
@@ -85,7 +85,7 @@ def test_places_of_one_layer_count_once():
 
 def test_the_planted_features_are_the_outlier_features():
     size = ModelSize(width=32, depth=4, heads=2, context=32)
-    planted = planted_features(32, 3)
+    planted = [0, 7, 30]
     model = amplify(LanguageModel(size).eval(), planted, 60.0)
     tokens = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
     found = outlier_atlas(model, language_model_places(4), [((tokens,), {})])
