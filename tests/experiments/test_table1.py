@@ -41,7 +41,7 @@ def test_planting_leaves_float32_alone(found):
 def test_the_decomposition_is_what_keeps_planted_outliers_harmless(found):
     increase = {row: found.increase(row, PLANTED) for row in found.rows}
     assert abs(increase["llm.int8"]) < 1e-3 and abs(increase["llm.int8-zeropoint"]) < 1e-3
-    assert abs(increase[table1.DEQUANTIZED.name]) < 3e-3
+    assert abs(increase[table1.DEQUANTIZED.name]) < 0.2 * increase["absmax-vectorwise"]
     assert increase["absmax"] > 1.5 * increase["absmax-vectorwise"] > 0.015
     assert abs(found.increase("absmax-vectorwise", NONE)) < 1e-3  # without outliers it was good enough
 
