@@ -93,7 +93,7 @@ stacks = st.fixed_dictionaries(
         "bias": st.booleans(),
         "dtype": st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
         "rank": st.integers(1, 4),
-        "seed": st.integers(0, 5),
+        "seed": st.integers(0, 10**6),  # of few seeds, one rounding at a tie would count many times
     }
 )
 forms = st.one_of(
