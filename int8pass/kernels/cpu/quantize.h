@@ -56,36 +56,60 @@ inline float scale_from(uint32_t bits) {
   return scale < std::numeric_limits<float>::min() ? 0.0f : scale;
 }
 
-// x / scale as IEEE division rounds it, from the rounded reciprocal, in half the time. A quotient within an ulp becomes
-// the right one by one step of Markstein's (IBM J. Res. Dev. 34, 1990); the step before brings it there.
-inline float divide_by_steps(float x, float scale, float reciprocal) {
-  float quotient = x * reciprocal;
-  quotient = std::fma(std::fma(-quotient, scale, x), reciprocal, quotient);
-  return std::fma(std::fma(-quotient, scale, x), reciprocal, quotient);
-}
-
 #if defined(__FMA__) || defined(__aarch64__)
-constexpr float kLeastForSteps = 0x1p-96f;  // under it the steps' remainders would underflow
+constexpr bool kHasFma = true;
 #else
-constexpr float kLeastForSteps = std::numeric_limits<float>::infinity();
+constexpr bool kHasFma = false;
 #endif
 
-template <typename T, typename Divide>
-INT8PASS_INLINE inline void quantize_each(const T* __restrict x, uint8_t* __restrict codes, int64_t count, Divide divide) {
+constexpr int64_t kTogether = 256;  // features whose codes are found to be sure, or not, at once
+// Adding it rounds to an integer and leaves code + 128 in the lowest byte
+constexpr float kRound = 0x1.8p23f + kZeroPoint;
+// |x * (1 / scale) - x / scale| and the rounding of the quotient stay below 2^-16 for quotients up to 127
+constexpr float kSure = 0.5f - 0x1p-16f;
+
+// Codes by the reciprocal, which takes a fraction of a division's time. Returns the bits of the largest distance of a quotient
+// from its code: up to kSure, x / scale, rounded as IEEE division rounds it, has the same codes.
+template <typename T, typename Prepare>
+INT8PASS_INLINE inline uint32_t multiply_by_reciprocal(const T* __restrict x, float reciprocal, uint8_t* __restrict codes,
+                                                       int64_t count, Prepare prepare) {
+  uint32_t farthest = 0;
   for (int64_t k = 0; k < count; ++k) {
-    const float code = std::nearbyint(divide(static_cast<float>(x[k])));
+    const float value = prepare(static_cast<float>(x[k])), rounded = std::fma(value, reciprocal, kRound);
+    farthest = std::max(farthest, magnitude_bits(std::fma(value, reciprocal, kRound - rounded)));
+    uint32_t bits;
+    std::memcpy(&bits, &rounded, sizeof bits);
+    codes[k] = static_cast<uint8_t>(bits);
+  }
+  return farthest;
+}
+
+template <typename T, typename Prepare>
+INT8PASS_INLINE inline void divide(const T* __restrict x, float scale, uint8_t* __restrict codes, int64_t count,
+                                   Prepare prepare) {
+  for (int64_t k = 0; k < count; ++k) {
+    const float code = std::nearbyint(prepare(static_cast<float>(x[k])) / scale);
     codes[k] = static_cast<uint8_t>(static_cast<int32_t>(code) + kZeroPoint);
+  }
+}
+
+// Codes of prepare(x) / scale, whose magnitude is at most 127
+template <typename T, typename Prepare>
+INT8PASS_INLINE inline void quantize_each(const T* x, float scale, uint8_t* codes, int64_t count, Prepare prepare) {
+  if constexpr (!kHasFma) return divide(x, scale, codes, count, prepare);
+  const float reciprocal = 1.0f / scale;
+  for (int64_t k = 0; k < count; k += kTogether) {
+    const int64_t some = std::min(kTogether, count - k);
+    const uint32_t farthest = some == kTogether ? multiply_by_reciprocal(x + k, reciprocal, codes + k, kTogether, prepare)
+                                                : multiply_by_reciprocal(x + k, reciprocal, codes + k, some, prepare);
+    if (farthest > magnitude_bits(kSure)) divide(x + k, scale, codes + k, some, prepare);
   }
 }
 
 // No code exceeds 127, as scale is the row's largest magnitude / 127
 template <typename T>
 inline void quantize_row(const T* x, float scale, uint8_t* codes, int64_t count) {
-  const float reciprocal = 1.0f / scale;
-  if (scale >= kLeastForSteps)
-    quantize_each(x, codes, count, [&](float value) { return divide_by_steps(value, scale, reciprocal); });
-  else
-    quantize_each(x, codes, count, [&](float value) { return value / scale; });
+  quantize_each(x, scale, codes, count, [](float value) INT8PASS_INLINE { return value; });
 }
 
 constexpr int64_t kQuantizeGrain = 131072;  // features: fewer take less time than it takes to wake a thread
@@ -122,25 +146,39 @@ inline void quantize_without(const T* x, float* row, const std::vector<int64_t>&
   finish_quantize(row, most, codes, scale, plan);
 }
 
-// Each row with its own outliers left out
+// Each row with its own outliers left out. By column, those of rows before it too: outlier features are few and the same
+// in most rows, so that a row is mostly done without a search
 template <typename T>
-void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, const QuantizePlan& plan) {
-  const bool detect = plan.threshold > 0.0f;
+void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, bool per_token,
+                   const QuantizePlan& plan) {
+  const uint32_t least = plan.threshold > 0.0f ? magnitude_bits(plan.threshold) : std::numeric_limits<uint32_t>::max();
   std::mutex merge;
   at::parallel_for(0, plan.rows, plan.grain(), [&](int64_t begin, int64_t end) {
     std::vector<float> row;
     std::vector<uint32_t> seen;  // as wide as a feature, or the loop over them would not vectorize
+    std::vector<int64_t> columns;
     for (int64_t m = begin; m < end; ++m) {
       const T* const own = x + m * plan.width;
-      const uint32_t most = max_bits(own, plan.width);
-      if (!detect || most < magnitude_bits(plan.threshold)) {
-        finish_quantize(own, most, codes + m * plan.padded, scale + m, plan);
-        continue;
+      const auto finish = [&](const auto* values, uint32_t most) {
+        finish_quantize(values, most, codes + m * plan.padded, scale + m, plan);
+      };
+      if (columns.empty()) {
+        const uint32_t most = max_bits(own, plan.width);
+        if (most < least) {
+          finish(own, most);
+          continue;
+        }
+      } else {
+        const uint32_t most = copy_without_columns(own, row.data(), columns, plan.width);
+        if (most < least) {
+          finish(row.data(), most);
+          continue;
+        }
       }
       row.resize(plan.width);
       seen.resize(plan.width);
-      const uint32_t rest = copy_without_outliers(own, row.data(), seen.data(), plan.threshold, plan.width);
-      finish_quantize(row.data(), rest, codes + m * plan.padded, scale + m, plan);
+      finish(row.data(), copy_without_outliers(own, row.data(), seen.data(), plan.threshold, plan.width));
+      if (!per_token) columns = nonzero(seen);
     }
     if (seen.empty()) return;
     std::lock_guard<std::mutex> guard(merge);
@@ -219,7 +257,7 @@ inline std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double t
     auto* const codes = out.codes.data_ptr<uint8_t>();
     auto* const scale = out.scale.data_ptr<float>();
     if (known) return quantize_rows_without(data, codes, scale, known->vec(), plan);
-    quantize_rows(data, codes, scale, out.marks(), plan);
+    quantize_rows(data, codes, scale, out.marks(), per_token, plan);
     const std::vector<int64_t> columns = per_token ? std::vector<int64_t>() : marked(out.marks(), out.width);
     if (!columns.empty()) leave_out_columns(data, codes, scale, columns, plan);
   });
