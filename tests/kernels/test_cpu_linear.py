@@ -158,7 +158,8 @@ def test_quotients_at_and_beside_a_half_round_as_those_of_a_division(largest):
     expected, expected_scale, _ = reference.quantize_activation(x, 0.0, "column")
     assert np.array_equal(found.numpy(), expected_scale)
     assert np.array_equal(codes.numpy()[:, : columns + 1].astype(np.int32) - 128, expected)
-    assert (expected != np.rint(x * (np.float32(1) / expected_scale[:, None]))).any()  # a reciprocal alone is wrong here
+    by_reciprocal = np.rint(x * (np.float32(1) / expected_scale[:, None]))
+    assert (expected != by_reciprocal).any()  # so a reciprocal alone would not do
 
 
 @pytest.mark.parametrize("outliers", ["column", "token"])

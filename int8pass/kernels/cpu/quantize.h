@@ -178,7 +178,7 @@ void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, 
       row.resize(plan.width);
       seen.resize(plan.width);
       finish(row.data(), copy_without_outliers(own, row.data(), seen.data(), plan.threshold, plan.width));
-      if (!per_token) columns = nonzero(seen);
+      if (!per_token && m + 1 < end) columns = nonzero(seen);
     }
     if (seen.empty()) return;
     std::lock_guard<std::mutex> guard(merge);
@@ -258,7 +258,8 @@ inline std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double t
     auto* const scale = out.scale.data_ptr<float>();
     if (known) return quantize_rows_without(data, codes, scale, known->vec(), plan);
     quantize_rows(data, codes, scale, out.marks(), per_token, plan);
-    const std::vector<int64_t> columns = per_token ? std::vector<int64_t>() : marked(out.marks(), out.width);
+    if (per_token || out.rows == 1) return;  // a row alone has left out its own
+    const std::vector<int64_t> columns = marked(out.marks(), out.width);
     if (!columns.empty()) leave_out_columns(data, codes, scale, columns, plan);
   });
   return {out.codes, out.scale, out.outliers};
