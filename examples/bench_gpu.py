@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+sys.path.append(str(Path(__file__).parents[1]))  # a checkout that is not installed
+
 from int8pass.bench import gpu, gpu_choices
 from int8pass.bench.gpu_cases import LinearShape
 from int8pass.errors import Int8PassError

@@ -1,6 +1,5 @@
 """The command line: `int8pass report MODEL`; the other verbs are in the commands.py of inspection, export and bench."""
 
-import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +35,7 @@ from int8pass.inspection.loading import explain_model
 from int8pass.inspection.report import Report, Row
 from int8pass.inspection.report_text import columns_text
 from int8pass.quantization.scheme import DEFAULT, SCHEMES
+from int8pass.version import VERSION
 
 __all__ = ["STAGES", "app", "main"]
 
@@ -62,7 +62,7 @@ export.command("engine")(engine_command)
 
 def _print_version(shown: bool) -> None:
     if shown:
-        typer.echo(f"int8pass {importlib.metadata.version('int8pass')}")
+        typer.echo(f"int8pass {VERSION}")
         raise typer.Exit
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -10,24 +11,39 @@ from int8pass.bench.measure import Unavailable
 _WARM_UPS = 3
 
 
+@dataclass(frozen=True)
+class Replay:
+    """A CUDA graph, and the call that it was captured from: it reads the tensors that the call holds where they lie."""
+
+    graph: torch.cuda.CUDAGraph
+    call: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
 def captured(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """The call as a CUDA graph's replay; on the CPU, the call itself. Raises Unavailable where none can hold it."""
     if device.type != "cuda":
         return call
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
+    current, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
             call()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
+    current.wait_stream(stream)
+    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[current.device.index]
+    state = generator.clone_state()
     try:
         with torch.cuda.graph(graph):
             call()
     except RuntimeError as error:
+        # torch.cuda.graph leaves its own stream current, and the generator waiting for the end of the capture
+        torch.cuda.set_stream(current)
+        generator.graphsafe_set_state(state)
         torch.cuda.synchronize(device)
         raise Unavailable(f"no CUDA graph can hold it: {str(error).splitlines()[0]}") from error
-    return graph.replay
+    return Replay(graph, call)
 
 
 def nothing() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from int8pass.version import VERSION
+
 LIBRARIES = (
-    "int8pass torch triton numpy bitsandbytes torchao onnxruntime onnx openvino nncf transformers llama-cpp-python gguf"
+    "torch triton numpy bitsandbytes torchao onnxruntime onnx openvino nncf transformers llama-cpp-python gguf"
 ).split()
 ENVIRONMENT = "OMP_NUM_THREADS OMP_WAIT_POLICY OMP_PROC_BIND KMP_BLOCKTIME MKL_NUM_THREADS ONEDNN_MAX_CPU_ISA".split()
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -33,7 +35,7 @@ def describe() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-        "versions": {name: _version(name) for name in LIBRARIES},
+        "versions": {"int8pass": VERSION, **{name: _version(name) for name in LIBRARIES}},
     }
 
 

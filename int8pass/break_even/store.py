@@ -6,7 +6,6 @@ Files are written whole, then renamed, so any number of processes may write; one
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
@@ -19,6 +18,7 @@ from int8pass.break_even.case import Case
 from int8pass.config import Int8MixedConfig
 from int8pass.files import cache_folder, write_text
 from int8pass.kernels.cpu.build import processor_flags
+from int8pass.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def key_of(case: Case, config: Int8MixedConfig) -> dict[str, str]:
         "device": device_in_words(case.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "int8pass": importlib.metadata.version("int8pass"),
+        "int8pass": VERSION,
         "kernels": kernel_version(),
         **{name: value for name, value in options.items() if name not in _NOT_ABOUT_TIME},
         **{f"linear.{item.name}": getattr(case, item.name) for item in dataclasses.fields(case)},

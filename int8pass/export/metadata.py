@@ -14,11 +14,13 @@ from int8pass.export.streamed_program import StreamedProgram
 from int8pass.export.targets import Target
 from int8pass.program import Decision, Program
 from int8pass.quantization.profile import Profile
+from int8pass.version import VERSION
 
 SCHEMA_VERSION = 3
 PREFIX = "int8pass."
 MODULE = f"{PREFIX}module"  # of a node: the dotted name of the module that it comes from
 OPERATION = f"{PREFIX}op"  # of a node: the op of int8pass that it is a part of
+_LIBRARIES = ("torch", "onnx", "onnxscript")
 _OPTIONS = ("threshold", "outliers", "outlier_weights", "skip_modules", "skip_modules_default")
 
 
@@ -28,7 +30,7 @@ def describe(model: ir.Model, program: StreamedProgram, target: Target) -> None:
     options = {"scheme": config.scheme.name, **{name: getattr(config, name) for name in _OPTIONS}}
     facts = {
         "schema": SCHEMA_VERSION,
-        "versions": {name: importlib.metadata.version(name) for name in ("int8pass", "torch", "onnx", "onnxscript")},
+        "versions": {"int8pass": VERSION, **{name: importlib.metadata.version(name) for name in _LIBRARIES}},
         "target": target.name,
         "options": {**options, "profile": None if profile is None else profile.fingerprint},
         "linears": [_linear(decision, program) for decision in program.decisions],

@@ -1,7 +1,6 @@
 """The report as one page of HTML: the data as JSON, and the scripts and styles of `html/`, inlined."""
 
 import dataclasses
-import importlib.metadata
 import json
 import math
 import re
@@ -16,6 +15,7 @@ import torch
 from int8pass.files import write_text
 from int8pass.inspection.observation import Details
 from int8pass.inspection.stages import Stage, StageNode
+from int8pass.version import VERSION
 
 if TYPE_CHECKING:
     from int8pass.inspection.report import Report, Row
@@ -70,7 +70,7 @@ def page_data(report: "Report", title: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA_VERSION,
         "title": title,
-        "versions": {"int8pass": importlib.metadata.version("int8pass"), "torch": torch.__version__},
+        "versions": {"int8pass": VERSION, "torch": torch.__version__},
         "scheme": report.scheme,
         "inputs": report.inputs,
         "threshold": report.threshold,
