@@ -1,4 +1,4 @@
-"""A checkout that was not installed, without metadata and entry points: what the GPU benchmark needs works there too."""
+"""A checkout that was not installed, without metadata and entry points: the GPU benchmark works there all the same."""
 
 import os
 import subprocess

@@ -33,17 +33,19 @@ def captured(call: Callable[[], object], device: torch.device) -> Callable[[], o
             call()
     current.wait_stream(stream)
     graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[current.device.index]
-    state = generator.clone_state()
+    state, replay = generator.clone_state(), None
     try:
         with torch.cuda.graph(graph):
             call()
+        replay = Replay(graph, call)
     except RuntimeError as error:
-        # torch.cuda.graph leaves its own stream current, and the generator waiting for the end of the capture
-        torch.cuda.set_stream(current)
-        generator.graphsafe_set_state(state)
-        torch.cuda.synchronize(device)
         raise Unavailable(f"no CUDA graph can hold it: {str(error).splitlines()[0]}") from error
-    return Replay(graph, call)
+    finally:
+        if replay is None:  # then the capture's stream is still current, and random numbers wait for its end
+            torch.cuda.set_stream(current)
+            generator.graphsafe_set_state(state)
+            torch.cuda.synchronize(device)
+    return replay
 
 
 def nothing() -> None:

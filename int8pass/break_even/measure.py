@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
@@ -12,24 +14,31 @@ import torch
 from torch import Tensor, fx, nn
 
 from int8pass import pipeline, torch_private
+from int8pass.bench.gpu_graphs import captured
 from int8pass.bench.linear_case import OUTLIER_COLUMNS, copies_needed
+from int8pass.bench.measure import Unavailable
 from int8pass.bench.timing import Seconds, interleave, ratio
 from int8pass.binding import InputBinding
 from int8pass.break_even.case import Case
 from int8pass.config import Int8MixedConfig
 from int8pass.graph import insert
+from int8pass.lower.inductor import inductor_options
 from int8pass.program import ModuleTensor, Program
 from int8pass.quantization.scheme import DEFAULT_THRESHOLD
 from int8pass.quantization.static import StaticScale, static_scale
 from int8pass.weight_expression import WeightExpression
 
+logger = logging.getLogger(__name__)
+
 ROUNDS = 5
 BATCH_SECONDS = 2e-3
 LARGEST_COPIES = 16
 _REWRITE = pipeline.PASSES[len(pipeline.FLOAT_PASSES) :]
+_GRAPHS = "triton.cudagraphs"  # Inductor's option
 _OUTLIER, _INSIDE = 1.5, 0.8  # in units of the threshold, outliers and the limit of other features
 
 Call = Callable[[], object]
+Round = list[Call]  # a call with each weight
 
 
 def stopwatch(case: Case, calls: Mapping[str, Call]) -> Mapping[str, Seconds]:
@@ -41,22 +50,27 @@ def measure(case: Case, config: Int8MixedConfig) -> float:
     """How many times faster the Linear is in int8 than in float: below 1, int8 makes it slower.
 
     Both are compiled as the lowering compiles them, alone; q, k and v, which share their quantization in a model, count
-    it each. Weights go round, so that they come from memory as those of a model do. Takes about a second.
+    it each. Weights go round, so that they come from memory as those of a model do. Where the mode replays CUDA graphs,
+    both are captured here: graphs of Dynamo's hold a model's weights where they lie, and would copy these, which are
+    inputs. Takes about a second.
     """
     kept = {"outlier_weights": "original" if config.keeps_original_weights else "dequantized"}
     branch = kept if config.scheme.decomposition else {}
     profile = config.profile and dataclasses.replace(config.profile, rounded=None)  # the weights here are random
     config = dataclasses.replace(config, break_even="off", free_weights=False, dump_dir=None, profile=profile, **branch)
+    graphs = _replays_graphs(case.device, config)
+    if graphs:
+        config = dataclasses.replace(config, inductor={**config.inductor, _GRAPHS: False})
     with _outside_of_the_model(case.device):
         tensors = _tensors(case, config.threshold)
         weight = tensors.pop("weight")
         copies = copies_needed(case.in_features, case.out_features, LARGEST_COPIES)
         weights = [weight, *(nn.Parameter(weight.clone(), False) for _ in range(copies - 1))]
-        calls = {
-            "float": _float_call(case, config, tensors, weights),
-            "int8": _int8_call(case, config, tensors, weights),
+        rounds = {
+            "float": _float_rounds(case, config, tensors, weights),
+            "int8": _int8_rounds(case, config, tensors, weights),
         }
-        seconds = stopwatch(case, calls)
+        seconds = stopwatch(case, _calls(rounds, case.device, graphs))
     return ratio(seconds["float"], seconds["int8"])
 
 
@@ -94,15 +108,16 @@ def _program(case: Case, config: Int8MixedConfig, tensors: Mapping[str, Tensor],
     return program
 
 
-def _int8_call(case: Case, config: Int8MixedConfig, tensors: Mapping[str, Tensor], weights: list[Tensor]) -> Call:
+def _int8_rounds(case: Case, config: Int8MixedConfig, tensors: Mapping[str, Tensor], weights: list[Tensor]) -> Round:
     program, lowering = _program(case, config, tensors, weights[0]), _lowering(config)
     pipeline.run(program, passes=(*_REWRITE, *lowering.PASSES))
     binding = InputBinding(program)
     arguments = [binding((*tensors.values(), weight)) for weight in weights]
-    return _cycle(lowering.lower(program, arguments[0]), arguments)
+    run = lowering.lower(program, arguments[0])
+    return [functools.partial(run, *each) for each in arguments]
 
 
-def _float_call(case: Case, config: Int8MixedConfig, tensors: Mapping[str, Tensor], weights: list[Tensor]) -> Call:
+def _float_rounds(case: Case, config: Int8MixedConfig, tensors: Mapping[str, Tensor], weights: list[Tensor]) -> Round:
     program, lowering = _program(case, config, tensors, weights[0]), _lowering(config)
     (linear,) = program.linears
     for argument in linear.all_input_nodes:  # an autocast region casts what is of another dtype
@@ -110,13 +125,29 @@ def _float_call(case: Case, config: Int8MixedConfig, tensors: Mapping[str, Tenso
             linear.replace_input_with(argument, insert(linear, torch.ops.aten.to.dtype, argument, case.output))
     program.graph_module.recompile()
     arguments = [[*tensors.values(), weight] for weight in weights]
-    return _cycle(lowering.lower(program, arguments[0]), arguments)
+    run = lowering.lower(program, arguments[0])
+    return [functools.partial(run, *each) for each in arguments]
 
 
-def _cycle(run: Callable, arguments: list[list]) -> Call:
-    """A call that goes round the weights."""
-    rounds = itertools.cycle(arguments)
-    return lambda: run(*next(rounds))
+def _replays_graphs(device: torch.device, config: Int8MixedConfig) -> bool:
+    """Whether a model that is compiled so runs as CUDA graphs."""
+    return device.type == "cuda" and config.lowering == "inductor" and bool(inductor_options(config).get(_GRAPHS))
+
+
+def _calls(rounds: Mapping[str, Round], device: torch.device, graphs: bool) -> dict[str, Call]:
+    """Calls that go round the weights: one weight at each, or, as the replay of one CUDA graph, all of them."""
+    if graphs:
+        try:
+            return {name: captured(lambda calls=calls: [call() for call in calls], device)
+                    for name, calls in rounds.items()}  # fmt: skip
+        except Unavailable as error:
+            logger.warning("break-even is measured by calls from the host: %s", error)
+    return {name: _cycle(calls) for name, calls in rounds.items()}
+
+
+def _cycle(calls: Round) -> Call:
+    cycle = itertools.cycle(calls)
+    return lambda: next(cycle)()
 
 
 def _lowering(config: Int8MixedConfig) -> ModuleType:

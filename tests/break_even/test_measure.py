@@ -1,11 +1,13 @@
 """What is timed is the Linear as the lowering makes it; one test with the real clock."""
 
 import dataclasses
+import logging
 
 import pytest
 import torch
 
 from int8pass import Profile
+from int8pass.bench.measure import Unavailable
 from int8pass.bench.timing import median, ratio
 from int8pass.break_even import measure
 from int8pass.break_even.case import Case
@@ -83,3 +85,48 @@ def test_with_the_real_clock_on_the_fused_kernel(monkeypatch, fresh_compiler):
     assert all(median(large[name]) > 3 * median(tiny[name]) for name in ("float", "int8"))
     if fused.is_available():
         assert all("int8pass::cpu_int8_linear" in each for each in operations)
+
+
+@pytest.mark.parametrize(
+    "options, graphs",
+    (({}, False), ({"mode": "default"}, False), ({"mode": "reduce-overhead"}, True), ({"mode": "max-autotune"}, True),
+     ({"mode": "max-autotune-no-cudagraphs"}, False), ({"inductor": {"triton.cudagraphs": True}}, True),
+     ({"mode": "reduce-overhead", "inductor": {"triton.cudagraphs": False}}, False),
+     ({"mode": "reduce-overhead", "lowering": "eager"}, False)),
+    ids=str,
+)  # fmt: skip
+def test_which_models_replay_cuda_graphs(options, graphs):
+    config = Int8MixedConfig(**options)
+    assert measure._replays_graphs(torch.device("cuda"), config) == graphs
+    assert not measure._replays_graphs(torch.device("cpu"), config)
+
+
+@pytest.mark.inductor
+def test_graphs_are_captured_around_all_weights_and_not_by_inductor(monkeypatch, fresh_compiler):
+    lowered, captured, called = [], [], []
+    monkeypatch.setattr(measure, "_replays_graphs", lambda device, config: True)
+    monkeypatch.setattr(measure, "copies_needed", lambda *sizes: 3)
+    monkeypatch.setattr(measure, "captured", lambda call, device: captured.append(call) or call)
+    monkeypatch.setattr(measure, "stopwatch", lambda case, calls: called.append({k: v() for k, v in calls.items()}) or {
+        name: [1.0] for name in calls})  # fmt: skip
+    lower = measure.inductor_options
+    monkeypatch.setattr(
+        "int8pass.lower.inductor.inductor_options", lambda config: lowered.append(lower(config)) or lowered[-1]
+    )
+    measure.measure(SMALL, Int8MixedConfig(break_even="measured", mode="reduce-overhead"))
+    assert [options["triton.cudagraphs"] for options in lowered] == [False, False]
+    assert len(captured) == 2
+    for results in called[0].values():
+        assert len(results) == 3 and results[0][0].shape == (8, 32)
+
+
+def test_what_no_graph_can_hold_is_timed_by_calls(monkeypatch, fake_stopwatch, caplog):
+    def captured(call, device):
+        raise Unavailable("no CUDA graph can hold it: it waits")
+
+    monkeypatch.setattr(measure, "_replays_graphs", lambda device, config: True)
+    monkeypatch.setattr(measure, "captured", captured)
+    with caplog.at_level(logging.WARNING, "int8pass"):
+        measure.measure(SMALL, EAGER)
+    assert "by calls from the host: no CUDA graph can hold it: it waits" in caplog.text
+    assert [len(result) for result in fake_stopwatch.results[0].values()] == [1, 1]

@@ -2,9 +2,9 @@
 
 Run as a program it compiles every CUDA kernel for one compute capability and prints a JSON list of what came out:
 
-    python -m tests.kernels.fake_gpu 90 [--all]
+    python -m tests.kernels.fake_gpu 90 [--all] [--unaligned]
 
---all: every tile size that tuning tries, in place of one a kernel.
+--all: every tile size that tuning tries, in place of one a kernel; --unaligned: only a K that is no multiple of 16.
 """
 
 import dataclasses
@@ -100,7 +100,7 @@ def main() -> None:
 
     epilogue.has_bfloat16_product = lambda device: capability >= 80
     gemm.has_int8_product = few_rows.has_int8_product = epilogue.has_bfloat16_product
-    for rows, features, outputs, dtype, kind, original in CASES:
+    for rows, features, outputs, dtype, kind, original in UNALIGNED if "--unaligned" in sys.argv else CASES:
         x, weight = torch.zeros(rows, features, dtype=dtype), torch.zeros(outputs, features, dtype=dtype)
         codes, scale = torch.zeros(outputs, features, dtype=torch.int8), torch.ones(outputs)
         kept, outliers = weight if original else codes, getattr(fused, kind)
@@ -152,6 +152,12 @@ CASES = (
     (40, 4096, 4096, torch.float16, "COLUMN", True),
     (20, 4096, 1024, torch.float32, "LISTED", True),
     (2, 4096, 4096, torch.float32, "LISTED", True),
+)
+# 5140 is a width of the paper's Table 5
+UNALIGNED = (
+    (2048, 5140, 1024, torch.float16, "COLUMN", True),
+    (40, 5140, 1024, torch.float16, "COLUMN", True),
+    (16, 5140, 1024, torch.float16, "COLUMN", True),
 )
 
 if __name__ == "__main__":

@@ -44,6 +44,17 @@ def test_instructions(capability, product):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arguments", [(), ("--all",)], ids=["one tile", "every tile"])
+def test_an_unaligned_width_is_loaded_while_the_tile_before_is_multiplied(arguments):
+    """K = 5140, a multiple of 4: asynchronous copies of four bytes at a time, and no registers spilled."""
+    found = compiled(90, "--unaligned", *arguments)
+    for kernel in ("_int8_gemm", "few_rows_kernel"):
+        assert any(name.startswith("cp.async.c") for name in found["assembly"][kernel]), kernel
+    multiplied = [kernel for kernel in found["loaded"] if kernel["kernel"] in ("_int8_gemm", "few_rows_kernel")]
+    assert len(multiplied) >= 5 and all(kernel["stack"] <= 32 for kernel in multiplied)
+
+
+@pytest.mark.slow
 def test_turing():
     """Triton has no int8 product for it: float16 products, exact in their float32 sums, without tensor cores."""
     found = compiled(75)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels.interpreter import INTERPRETER_FAULT
+
 HERE = Path(__file__).parent
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 CASES = sorted(file.name for file in HERE.glob("cuda_*_cases.py"))
 
 
+@pytest.mark.skipif(bool(INTERPRETER_FAULT), reason=INTERPRETER_FAULT)
 @pytest.mark.parametrize("cases", CASES)
 def test_in_the_interpreter(cases):
     run(cases, TRITON_INTERPRET="1")

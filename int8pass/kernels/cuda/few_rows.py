@@ -5,6 +5,8 @@ before this one would take longer than that. Where N is so small that the progra
 share a tile of outputs, each over a part of K, and a second kernel adds their sums in a fixed order.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -83,9 +85,10 @@ def _find_columns(x, flags, m, M, K, stride, threshold, first, OUTLIERS: tl.cons
 def few_rows_kernel(
     x, flags, w_codes, w_scale, bias, weight, words, y, part_sums, part_outliers, M, N, K, x_stride, stride_n, stride_k,
     threshold, OUTLIERS: tl.constexpr, DEQUANTIZED: tl.constexpr, ROUNDED: tl.constexpr, SLOTS: tl.constexpr,
-    HALF: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    HALF: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_X: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    K = K // ALIGN * ALIGN  # tells the compiler what K is a multiple of: it sees by itself only whether of 16
     part = tl.program_id(1)
     m = tl.arange(0, ROWS)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -187,7 +190,7 @@ def few_rows_linear(
         x, flags, w_codes, w_scale, bias, source, words, y, part_sums, part_outliers, M, N, K, x.stride(0),
         *source.stride(), threshold, OUTLIERS=outliers, DEQUANTIZED=weight is None,
         ROUNDED=is_rounded(source, outliers), SLOTS=0 if words is None else words.shape[0],
-        HALF=not has_int8_product(x.device), ROWS=rows, PARTS=parts,
+        HALF=not has_int8_product(x.device), ROWS=rows, PARTS=parts, ALIGN=math.gcd(K, 16),
         BLOCK_X=min(max(256, 1024 // rows), max(16, triton.next_power_of_2(K))),
     )  # fmt: skip
     if parts > 1:

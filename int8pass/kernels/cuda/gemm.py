@@ -3,6 +3,8 @@
 Where K is split, the parts leave int32 sums, and the epilogue is a kernel of its own.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -33,9 +35,10 @@ _TILE_ROWS_AT_ONCE = tl.constexpr(8)  # neighbouring programs share weight tiles
 def _int8_gemm(
     codes, w_codes, part_sums, x_scale, w_scale, bias, x, weight, words, columns, y, M, N, K, x_stride, stride_n,
     stride_k, threshold, size, PARTS: tl.constexpr, OUTLIERS: tl.constexpr, DEQUANTIZED: tl.constexpr,
-    ROUNDED: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr, HALF: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    ROUNDED: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr, HALF: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
+    K = K // ALIGN * ALIGN  # tells the compiler what K is a multiple of: it sees by itself only whether of 16
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     in_group = _TILE_ROWS_AT_ONCE * tiles_n
     first = tl.program_id(0) // in_group * _TILE_ROWS_AT_ONCE
@@ -93,6 +96,7 @@ def int8_gemm(codes: Tensor, w_codes: Tensor, epilogue: Epilogue, tile: Tile | N
     fixed = {} if tile is None else {**tile.blocks, "num_warps": tile.warps, "num_stages": tile.stages}
     (_int8_gemm if fixed else _tuned_gemm)[grid](
         codes, w_codes, sums, *epilogue.tensors, y, M, N, K, *epilogue.strides, epilogue.threshold,
-        triton.next_power_of_2(M), PARTS=parts, HALF=not has_int8_product(codes.device), **epilogue.constants, **fixed,
+        triton.next_power_of_2(M), PARTS=parts, HALF=not has_int8_product(codes.device), ALIGN=math.gcd(K, 16),
+        **epilogue.constants, **fixed,
     )  # fmt: skip
     return y if parts == 1 else finish_sums(sums, epilogue)

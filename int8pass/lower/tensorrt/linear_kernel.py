@@ -44,7 +44,7 @@ def int8pass_linear(
 ):  # fmt: skip
     _whole_linear(
         x, None, w_codes, w_scale, bias, weight, None, y, None, None, rows, OUTPUTS, FEATURES, FEATURES, FEATURES, 1,
-        THRESHOLD, OUTLIERS, DEQUANTIZED, False, 0, HALF, ROWS, 1, BLOCK_X, BLOCK_N, BLOCK_K,
+        THRESHOLD, OUTLIERS, DEQUANTIZED, False, 0, HALF, ROWS, 1, 1, BLOCK_X, BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
 
