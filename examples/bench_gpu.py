@@ -7,8 +7,11 @@ python examples/bench_gpu.py --tiles              the table of tiles for up to 6
 python examples/bench_gpu.py --products           Triton's int8 product beside cuBLASLt's; the faster is kept and used
                                                   (in float16; with --dtype bfloat16 for that)
 python examples/bench_gpu.py --quick              the check at small shapes; on a machine without a GPU, interpreted
+python examples/bench_gpu.py --no-check ...       without the check, which this machine has passed; gpu.json says so
+python examples/bench_gpu.py --draw               the charts of a gpu.json in --out, on any machine
 
-Writes gpu.json and charts to --out. Times are device times: medians of CUDA-graph replays, interleaved in one run.
+Writes gpu.json, after each workload, and charts to --out. Times are device times: medians of CUDA-graph replays,
+interleaved in one run. What is wrong is not timed: it is a row with its reason, and the status is 1 at the end.
 """
 
 import argparse
@@ -16,12 +19,13 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 sys.path.append(str(Path(__file__).parents[1]))  # a checkout that is not installed
 
 from int8pass.bench import gpu, gpu_choices
+from int8pass.bench.console import wide_console
 from int8pass.bench.gpu_cases import LinearShape
+from int8pass.bench.results import Run
 from int8pass.errors import Int8PassError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -29,22 +33,26 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 def main() -> None:
     options = arguments()
-    console = Console()
+    console = wide_console()
     try:
+        if options.draw:
+            gpu.draw(Run.from_json((options.out / "gpu.json").read_text(encoding="utf-8")), options.out, console)
+            return
         if options.quick and not torch.cuda.is_available():
             gpu.interpret_kernels()
-            gpu.check(torch.device("cpu"), large=False, console=console)
+            gpu.require_right(gpu.check(torch.device("cpu"), large=False, console=console))
             return
         device = gpu.require_cuda()
-        gpu.check(device, large=not options.quick, console=console)
+        checks = None if options.no_check else gpu.check(device, large=not options.quick, console=console)
         if options.tiles or options.products:
-            stopwatch = gpu_choices.Stopwatch(device, DTYPES[options.dtype], options.rounds)
+            stopwatch = gpu_choices.Stopwatch(device, DTYPES[options.dtype], options.rounds, checks or ())
             if options.tiles:
                 gpu_choices.measure_tiles(stopwatch, shapes(options, gpu_choices.TILE_ROWS), console)
             if options.products:
                 gpu_choices.measure_products(stopwatch, shapes(options, gpu_choices.PRODUCT_ROWS), console)
         elif not (options.quick or options.check):
-            gpu.run(plan(options), device, console)
+            gpu.run(plan(options), device, console, checks)
+        gpu.require_right(checks or ())
     except Int8PassError as error:
         sys.exit(f"error: {error}")
 
@@ -53,6 +61,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only check the kernels, at small shapes")
     parser.add_argument("--check", action="store_true", help="only check the kernels")
+    parser.add_argument("--no-check", action="store_true", help="time without checking the kernels first")
+    parser.add_argument("--draw", action="store_true", help="only draw the charts of gpu.json in --out")
     parser.add_argument("--tiles", action="store_true", help="after the check, only time tiles of up to 64 rows")
     parser.add_argument("--products", action="store_true", help="after the check, only choose between int8 products")
     parser.add_argument("--out", type=Path, default=Path("bench-gpu"), help="folder of the results")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from int8pass.bench import charts, linear, linear_peers, machine, model_peers, models, scaling, tables, targets
+from int8pass.bench.console import wide_console
 from int8pass.bench.results import Case, Run, Verdict
 from int8pass.errors import ConfigError
 from int8pass.files import write_text
@@ -24,7 +25,6 @@ _HINT = (
     "OMP_WAIT_POLICY is not set: on a machine that does anything else, threads that wait by spinning make the times of "
     "every OpenMP library meaningless. OMP_WAIT_POLICY=passive int8pass bench ... avoids that."
 )
-_WIDTH = 130  # columns, where the output is not a terminal
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -78,7 +78,7 @@ def linear_command(
         cases = linear.run_linear(settings, progress)
         result = report(cases, targets.judge(cases))
     _print_cases(result, by="rows", legend=linear_peers.CONTESTANTS)
-    _console().print(tables.verdict_table(result.verdicts))
+    wide_console().print(tables.verdict_table(result.verdicts))
     if out is not None:
         for row in dict.fromkeys(case.facts["rows"] for case in cases):
             chosen = [case for case in cases if case.facts["rows"] == row]
@@ -133,7 +133,7 @@ def scaling_command(
     with _reporting("scaling", settings, out) as (progress, report):
         cases = scaling.run_scaling(settings, progress)
         result = report(cases, scaling.judge(cases))
-    console = _console()
+    console = wide_console()
     console.print(tables.machine_line(result), markup=False, highlight=False, style="dim")
     for axis, found in scaling.by_axis(cases).items():
         console.print(tables.growth_table(axis, found))
@@ -175,7 +175,7 @@ def _reporting(kind: str, settings: Any, out: Path | None) -> Iterator[tuple[Cal
 
 
 def _print_cases(run: Run, by: str, legend: Sequence[Any]) -> None:
-    console = _console()
+    console = wide_console()
     console.print(tables.machine_line(run), markup=False, highlight=False, style="dim")
     for case in run.cases:
         console.print(tables.case_table(case))
@@ -184,11 +184,6 @@ def _print_cases(run: Run, by: str, legend: Sequence[Any]) -> None:
     for contestant in legend:
         if contestant.name in tables.names(run.cases):
             console.print(f"{contestant.name}: {contestant.about}", markup=False, highlight=False, style="dim")
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def _rounds(rounds: int | None, quick: bool) -> int:

@@ -3,10 +3,12 @@
 It runs on any CUDA machine, without a network. `quick` needs no GPU: there it only checks, in Triton's interpreter.
 """
 
+import dataclasses
+import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,19 +17,22 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from int8pass.bench import gpu_targets, machine, tables
 from int8pass.bench.charts import ratio_chart, require_matplotlib
 from int8pass.bench.gpu_cases import DECODE_ROWS, PREFILL_ROWS, WIDTHS, BlockShape, LinearShape
 from int8pass.bench.gpu_charts import width_chart
-from int8pass.bench.gpu_check import Check, check_kernels
-from int8pass.bench.gpu_contestants import CONTESTANTS, FLOAT_EAGER
+from int8pass.bench.gpu_check import Check, tasks, why_not
+from int8pass.bench.gpu_check_processes import check_kernels
+from int8pass.bench.gpu_contestants import CONTESTANTS, FLOAT_EAGER, Contestant
 from int8pass.bench.gpu_limits import measure_limits
 from int8pass.bench.gpu_measure import Bench
-from int8pass.bench.measure import chosen
+from int8pass.bench.measure import Unavailable, chosen
 from int8pass.bench.results import BASELINE, Case, Run
-from int8pass.errors import Int8PassError, UnsupportedDeviceError
+from int8pass.errors import Int8PassError, MissingDependencyError, UnsupportedDeviceError
+from int8pass.experiments.progress import progress_bar
 from int8pass.files import write_text
 from int8pass.kernels.cuda import fused
 
@@ -51,7 +56,7 @@ class Plan:
 
 
 class KernelCheckError(Int8PassError, AssertionError):
-    """A kernel's result is not the float64 reference's: no time that it took would mean anything."""
+    """A kernel's result is not the float64 reference's; it was not timed."""
 
 
 def require_cuda() -> torch.device:
@@ -66,29 +71,37 @@ def require_cuda() -> torch.device:
     return device
 
 
-def check(device: torch.device, large: bool, console: Console) -> None:
-    """Print how far each kernel is from float64. Raises KernelCheckError where one is out of its bound."""
-    with console.status("checking") as status:
-        found = check_kernels(device, large, lambda message: status.update(message))
+def check(device: torch.device, large: bool, console: Console) -> list[Check]:
+    """Find, and print, how far each kernel is from float64."""
+    with progress_bar("checking", len(tasks(large))) as advance:
+        found = check_kernels(device, large, advance)
     console.print(_check_table(found))
-    wrong = [each for each in found if each.failure]
-    if wrong:
+    return found
+
+
+def require_right(checks: Sequence[Check]) -> None:
+    """Raise KernelCheckError where a kernel is out of its bound, or raised an error."""
+    if wrong := [each for each in checks if each.failure]:
         raise KernelCheckError("; ".join(f"{each.name} is wrong at {each.failure}" for each in wrong))
 
 
 def _check_table(found: Iterable[Check]) -> Table:
     table = Table(title="kernels against float64", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("op", "cases", "largest error / bound", ""):
-        table.add_column(heading)
+    for heading in ("op", "cases", "largest error / bound"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("", overflow="fold")
     for each in found:
-        table.add_row(each.name, str(each.cases), f"{each.worst:.2g}", each.failure or "right")
+        table.add_row(each.name, str(each.cases), f"{each.worst:.2g}", escape(each.failure) or "right")
     return table
 
 
-def run(plan: Plan, device: torch.device, console: Console) -> Run:
-    """Measure everything in the plan, print it, and write gpu.json and gpu-*.png to its folder."""
-    require_matplotlib()
-    contestants = chosen(CONTESTANTS, plan.peers, always=(BASELINE, FLOAT_EAGER))
+def run(plan: Plan, device: torch.device, console: Console, checks: Sequence[Check] | None = None) -> Run:
+    """Measure everything in the plan and print it. gpu.json is in its folder after each case, gpu-*.png at the end.
+
+    checks: of the kernels, None where they were not made: where one is wrong, int8mixed is a row with that reason.
+    """
+    wrong = why_not(checks or (), plan.dtype)
+    contestants = [_refused(each, wrong) for each in chosen(CONTESTANTS, plan.peers, always=(BASELINE, FLOAT_EAGER))]
     began, started = time.perf_counter(), datetime.now(timezone.utc).isoformat(timespec="seconds")
     limits = measure_limits(device, plan.dtype, plan.limits_side, copied=16 * plan.limits_side**2)
     console.print(
@@ -96,23 +109,49 @@ def run(plan: Plan, device: torch.device, console: Console) -> Run:
         f"memory {limits.bandwidth / 1e9:.4g} GB/s",
         highlight=False,
     )
+    facts = {
+        "device": _device_facts(device), "limits": vars(limits), "checked": _check_facts(checks), **machine.describe()
+    }  # fmt: skip
+    settings = {"widths": plan.widths, "rounds": plan.rounds, "dtype": str(plan.dtype)}
     with console.status("") as status:
         bench = Bench(device, plan.dtype, limits, plan.rounds, lambda message: status.update(message))
-        cases = []
+        cases: list[Case] = []
         for measure_case in _cases(plan, bench, contestants):
             cases.append(measure_case())
-            console.print(case_table(cases[-1]))
-    verdicts = gpu_targets.judge(cases)
-    console.print(tables.verdict_table(verdicts))
-    facts = {"device": _device_facts(device), "limits": vars(limits), **machine.describe()}
-    settings = {"widths": plan.widths, "rounds": plan.rounds, "dtype": str(plan.dtype)}
-    result = Run("gpu", settings, facts, tuple(cases), verdicts, started, time.perf_counter() - began)
-    write_text(plan.folder / "gpu.json", result.to_json() + "\n")
-    _draw(result, plan.folder)
+            seconds = time.perf_counter() - began
+            result = Run("gpu", settings, facts, tuple(cases), gpu_targets.judge(cases), started, seconds)
+            write_text(plan.folder / "gpu.json", result.to_json() + "\n")
+            console.print(case_table(cases[-1]), f"[dim]after {seconds:.0f} s[/]")
+    console.print(tables.verdict_table(result.verdicts))
+    draw(result, plan.folder, console)
     return result
 
 
-def _draw(result: Run, folder: Path) -> None:
+def _refused(contestant: Contestant, wrong: str) -> Contestant:
+    """Of this package's, one that says what is wrong with its kernels, if anything is."""
+    if not wrong or not contestant.name.startswith(BASELINE):
+        return contestant
+
+    def refuse(model: torch.nn.Module) -> Callable:
+        raise Unavailable(wrong)
+
+    return dataclasses.replace(contestant, build=refuse)
+
+
+def _check_facts(checks: Sequence[Check] | None) -> Any:
+    """For JSON, which has no infinity."""
+    if checks is None:
+        return "not in this run: --no-check"
+    return [{**vars(each), "worst": each.worst if math.isfinite(each.worst) else str(each.worst)} for each in checks]
+
+
+def draw(result: Run, folder: Path, console: Console) -> None:
+    """Write the charts of a run to a folder, or print what is missing for them."""
+    try:
+        require_matplotlib()
+    except MissingDependencyError as error:
+        console.print(f"no charts: {error}; --draw makes them from gpu.json elsewhere", markup=False, highlight=False)
+        return
     name = result.machine["device"]["name"]
     linears = [case for case in result.cases if "M" in case.facts]
     if linears:
@@ -144,7 +183,7 @@ def case_table(case: Case) -> Table:
     table.add_column("", overflow="fold")
     for found in case.measurements:
         if found.failure:
-            table.add_row(found.name, *[""] * 6, found.failure)
+            table.add_row(found.name, *[""] * 6, escape(found.failure))
             continue
         rates = case.facts["rates"][found.name]
         speed = 1 / case.ratio(found.name, FLOAT_EAGER)

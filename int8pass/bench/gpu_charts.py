@@ -21,7 +21,7 @@ def width_chart(cases: Sequence[Case], title: str, path: Path) -> Path:
     made, axes = figure(6.0 * len(rows), 5.0, len(rows))
     made.suptitle(title, fontsize=13)
     for axis, count in zip(axes, rows, strict=True):
-        here = [case for case in cases if case.facts["M"] == count]
+        here = sorted((case for case in cases if case.facts["M"] == count), key=lambda case: case.facts["K"])
         widths = [case.facts["K"] for case in here]
         for name in names(here):
             speeds = [1 / case.ratio(name, FLOAT_EAGER) for case in here]

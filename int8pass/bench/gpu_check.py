@@ -3,33 +3,65 @@
 The reference is written out here, in plain operations on the CPU: nothing of it is shared with the kernels.
 """
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from int8pass.bench.measure import reason
 from int8pass.break_even.products import cublaslt_takes
 from int8pass.kernels.cuda import fused
 from int8pass.kernels.cuda.column_words import words_field
 from int8pass.weights import quantize_weight
 
+QUANTIZE, LINEAR, IN_PARTS, BY_CUBLASLT = "cuda_quantize", "cuda_linear", "in two parts", "by cuBLASLt"
+PROCESS = "a process"  # in the place of an op, where one of the check's ended early
+OTHERS = (BY_CUBLASLT,)  # what no model takes, unless it was measured to be faster
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 RULES = ((0.0, False), (6.0, False), (6.0, True))  # threshold, per_token
 SMALL = ((3, 130, 40), (33, 70, 65), (20, 136, 48))  # M, K, N: off every block size; the last one is cuBLASLt's too
-LARGE = ((1, 70, 33), (1, 4096, 4096), (1, 4095, 1023), (7, 4096, 256), (16, 11008, 4096), (17, 1, 1), (200, 4097, 300),
-         (2048, 4096, 4096))  # fmt: skip
+TIMED = ((200, 4097, 300),)  # so many rows that tiles are timed
+LARGE = ((1, 70, 33), (1, 4096, 4096), (1, 4095, 1023), (7, 4096, 256), (16, 11008, 4096), (16, 5140, 1024), (17, 1, 1),
+         (2048, 5140, 1024), (2048, 4096, 4096))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process checks: a shape M, K, N in a dtype, by some of RULES."""
+
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    rules: tuple[tuple[float, bool], ...]
+
+    def __str__(self) -> str:
+        return f"M, K, N = {self.shape}, {dtype_name(self.dtype)}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison. ratio: of the error to its bound, or infinity for what `raised`; case: in words."""
+
+    op: str
+    dtype: torch.dtype
+    case: str
+    ratio: float
+    raised: str = ""
 
 
 @dataclass(frozen=True)
 class Check:
-    """name: the op; cases: how many were run; worst: the largest error over its bound; failure: of the first, or ""."""
+    """name: the op; cases: how many were run; worst: the largest error over its bound; failure: of the first that is
+    not right, or ""; wrong: names of the dtypes in which one is not."""
 
     name: str
     cases: int
     worst: float
     failure: str
+    wrong: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,64 +75,97 @@ class Expected:
     bound: Tensor
 
 
-def check_kernels(
-    device: torch.device, large: bool, progress: Callable[[str], None] = lambda message: None
-) -> list[Check]:
-    """Run all ops at `SMALL` shapes, and with `large` at `LARGE` ones too, in every dtype and outlier rule."""
-    found: dict[str, list[tuple[float, str]]] = {}
-    for name, ratio, case in _results(device, SMALL + LARGE if large else SMALL, progress):
-        found.setdefault(name, []).append((ratio, case))
-    return [_summary(name, results) for name, results in found.items()]
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _summary(name: str, results: list[tuple[float, str]]) -> Check:
-    failures = [case for ratio, case in results if not ratio <= 1.0]
-    worst = max(results, key=lambda result: (result[0] != result[0], result[0]))[0]
-    return Check(name, len(results), worst, failures[0] if failures else "")
+def tasks(large: bool) -> list[Task]:
+    """Every dtype and rule at SMALL shapes, and with `large` at TIMED ones; at LARGE ones each dtype with one rule, the
+    next one at the next shape: three shapes of a kind meet all nine."""
+    shapes = SMALL + TIMED if large else SMALL
+    found = [Task(shape, dtype, RULES) for shape in shapes for dtype in DTYPES]
+    if large:
+        for (number, shape), (turn, dtype) in itertools.product(enumerate(LARGE), enumerate(DTYPES)):
+            found.append(Task(shape, dtype, (RULES[(number + turn) % len(RULES)],)))
+    return found
 
 
-def _results(
-    device: torch.device, shapes: tuple[tuple[int, int, int], ...], progress: Callable[[str], None]
-) -> Iterator[tuple[str, float, str]]:
-    for shape, dtype, (threshold, per_token) in itertools.product(shapes, DTYPES, RULES):
-        case = f"M, K, N = {shape}, {dtype}, threshold {threshold}, {'token' if per_token else 'column'}"
-        progress(f"checking {case}")
-        x, weight, bias = _inputs(*shape, dtype)
-        x_device, weight_device, bias_device = x.to(device), weight.to(device), bias.to(device)
-        quantized = quantize_weight(weight_device)
-        parts = fused.cuda_quantize(x_device, threshold, per_token)
+def summary(findings: Iterable[Finding]) -> list[Check]:
+    """A line for each op, in the order in which they first appear."""
+    by_op: dict[str, list[Finding]] = {}
+    for each in findings:
+        by_op.setdefault(each.op, []).append(each)
+    return [_line(op, found) for op, found in by_op.items()]
+
+
+def _line(op: str, found: list[Finding]) -> Check:
+    wrong = [each for each in found if not each.ratio <= 1.0]
+    worst = max((each.ratio for each in found), key=lambda ratio: (ratio != ratio, ratio))
+    first = "".join(f"{each.case}: {each.raised}" if each.raised else each.case for each in wrong[:1])
+    return Check(op, len(found), worst, first, tuple(dict.fromkeys(dtype_name(each.dtype) for each in wrong)))
+
+
+def why_not(checks: Iterable[Check], dtype: torch.dtype, ops: Iterable[str] | None = None) -> str:
+    """Why what these ops (None: any but OTHERS) compute in a dtype is not to be timed; "" where they were right."""
+    for each in checks:
+        concerned = each.name not in OTHERS if ops is None else each.name in (*ops, PROCESS)
+        if concerned and dtype_name(dtype) in each.wrong:
+            return f"not timed: {each.name} is wrong at {each.failure}"
+    return ""
+
+
+def findings(task: Task, device: torch.device) -> Iterator[Finding]:
+    """Run and compare every op. What one raises is its finding, and the others go on."""
+    x, weight, bias = _inputs(*task.shape, task.dtype)
+    x_device, weight_device, bias_device = x.to(device), weight.to(device), bias.to(device)
+    quantized = quantize_weight(weight_device)
+    for threshold, per_token in task.rules:
+        case = f"{task}, threshold {threshold}, {'token' if per_token else 'column'}"
+        parts = functools.cache(functools.partial(fused.cuda_quantize, x_device, threshold, per_token))
         for original in (True, False):
             expected = _reference(x, weight, bias, threshold, per_token, original)
-            if original:
-                yield "cuda_quantize", _quantize_error(parts, expected), case
-            words = getattr(quantized, words_field(dtype)) if original else None
+            words = getattr(quantized, words_field(task.dtype)) if original else None
             rest = (
                 quantized.codes, quantized.scale, bias_device, weight_device if original else None, words, threshold,
-                per_token, dtype,
+                per_token, task.dtype,
             )  # fmt: skip
-            y = fused.cuda_linear(x_device, *parts, *rest)
-            yield "cuda_linear", _error(y, expected), case
-            y = fused.cuda_int8_linear(x_device, *rest)
-            yield "cuda_int8_linear", _error(y, expected), case
-            for name, y in _other_products(x_device, parts, rest):
-                yield name, _error(y, expected), case
+            ops = _ops(x_device, parts, rest)
+            if original:
+                ops = {QUANTIZE: parts, **ops}
+            for op, compute in ops.items():
+                error = _quantize_error if op == QUANTIZE else _error
+                try:
+                    ratio, raised = error(compute(), expected), ""
+                except Exception as failure:  # whatever the compiler, a launch or a library raises is what was found
+                    ratio, raised = math.inf, reason(failure)
+                yield Finding(op, task.dtype, case, ratio, raised)
 
 
-def _other_products(x: Tensor, quantized: tuple[Tensor, ...], rest: tuple) -> Iterator[tuple[str, Tensor]]:
-    """The Linear with K in two parts, and by cuBLASLt where it takes it."""
+def _ops(x: Tensor, quantized: Callable[[], tuple[Tensor, ...]], rest: tuple) -> dict[str, Callable[[], Tensor]]:
+    """The Linear by each of its ways: as the ops choose, with K in two parts, and by cuBLASLt where it takes it."""
     from int8pass.kernels.cuda.epilogue import Epilogue
     from int8pass.kernels.cuda.gemm import int8_gemm
     from int8pass.kernels.cuda.many_rows import cublaslt_linear
     from int8pass.kernels.cuda.tiles import Tile
 
-    codes, x_scale, columns = quantized
     w_codes, w_scale, bias, weight, words, threshold, per_token, dtype = rest
     outliers = fused.outlier_kind(threshold, per_token, None)
     source = w_codes if weight is None else weight
-    epilogue = Epilogue(x_scale, w_scale, bias, x, source, words, columns, outliers, threshold, dtype)
-    yield "in two parts", int8_gemm(codes, w_codes, epilogue, Tile(32, 32, 64, warps=4, stages=3, parts=2))
+    tile = Tile(32, 32, 64, warps=4, stages=3, parts=2)
+
+    def multiplied(product: Callable[..., Tensor], *arguments: object) -> Tensor:
+        codes, x_scale, columns = quantized()
+        ending = Epilogue(x_scale, w_scale, bias, x, source, words, columns, outliers, threshold, dtype)
+        return product(codes, w_codes, ending, *arguments)
+
+    ops = {
+        LINEAR: lambda: fused.cuda_linear(x, *quantized(), *rest),
+        "cuda_int8_linear": lambda: fused.cuda_int8_linear(x, *rest),
+        IN_PARTS: lambda: multiplied(int8_gemm, tile),
+    }
     if cublaslt_takes(len(x), *w_codes.shape):
-        yield "by cuBLASLt", cublaslt_linear(codes, w_codes, epilogue)
+        ops[BY_CUBLASLT] = lambda: multiplied(cublaslt_linear)
+    return ops
 
 
 def _inputs(M: int, K: int, N: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,7 +182,7 @@ def _quantize_error(parts: tuple[Tensor, ...], expected: Expected) -> float:
     same = torch.equal(codes, expected.codes) and torch.equal(scale, expected.scale)
     if columns.numel():
         same &= columns[: len(expected.columns) + 1].tolist() == [len(expected.columns), *expected.columns]
-    return 0.0 if same else float("inf")
+    return 0.0 if same else math.inf
 
 
 def _error(y: Tensor, expected: Expected) -> float:

@@ -9,10 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
 from int8pass.bench.gpu_cases import LinearShape
+from int8pass.bench.gpu_check import BY_CUBLASLT, IN_PARTS, LINEAR, QUANTIZE, Check, why_not
 from int8pass.bench.gpu_graphs import captured, device_clock, nothing
-from int8pass.bench.measure import Prepared, measure
+from int8pass.bench.measure import Prepared, Unavailable, measure
 from int8pass.bench.results import Measurement
 from int8pass.bench.tables import duration, times
 from int8pass.bench.timing import median, ratio
@@ -36,11 +38,12 @@ class _Way:
 class Stopwatch:
     """Times ways to compute one Linear, quantization not included, as CUDA graphs, interleaved.
 
-    Weights are so many that each is read from memory; all outlier columns are in their caches.
+    Weights are so many that each is read from memory; all outlier columns are in their caches. checks: of the kernels;
+    what is wrong is not timed.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, rounds: int) -> None:
-        self.device, self.dtype, self._rounds = device, dtype, rounds
+    def __init__(self, device: torch.device, dtype: torch.dtype, rounds: int, checks: Sequence[Check] = ()) -> None:
+        self.device, self.dtype, self._rounds, self._checks = device, dtype, rounds, checks
         self._cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
 
     def __call__(self, shape: LinearShape, ways: Mapping[str, Product]) -> dict[str, Measurement]:
@@ -58,6 +61,16 @@ class Stopwatch:
         found = measure(contestants, prepare, self._rounds, clock=clock, before=nothing)
         return {each.name: each for each in found}
 
+    def unless_wrong(self, product: Product, *ops: str) -> Product:
+        """The product; where one of these ops of the check is wrong, what says so when it is called."""
+        if not (reason := why_not(self._checks, self.dtype, (QUANTIZE, *ops))):
+            return product
+
+        def refuse(*operands: object) -> object:
+            raise Unavailable(reason)
+
+        return refuse
+
     def _operands(self, shape: LinearShape) -> list[tuple]:
         from int8pass.kernels.cuda import fused
         from int8pass.kernels.cuda.epilogue import Epilogue
@@ -73,6 +86,10 @@ class Stopwatch:
         return operands
 
 
+def _by_tile(product: Product, tile: object, codes: Tensor, weight: Tensor, ending: object) -> object:
+    return product(codes, weight, ending, tile)
+
+
 def measure_tiles(stopwatch: Stopwatch, shapes: Sequence[LinearShape], console: Console) -> None:
     """Print, for each Linear, the tile that the table gives it and what each alternative takes beside it."""
     from int8pass.kernels.cuda.capability import multiprocessors
@@ -85,7 +102,7 @@ def measure_tiles(stopwatch: Stopwatch, shapes: Sequence[LinearShape], console: 
         tiles = {"timed by Triton": None} if chosen is None else {str(chosen): chosen}
         tiles |= {str(tile): tile for tile in candidates(shape.rows, shape.features) if tile != chosen}
         ways = {
-            name: lambda codes, weight, ending, tile=tile: int8_gemm(codes, weight, ending, tile)
+            name: stopwatch.unless_wrong(functools.partial(_by_tile, int8_gemm, tile), LINEAR, IN_PARTS)
             for name, tile in tiles.items()
         }
         found = stopwatch(shape, ways)
@@ -113,31 +130,31 @@ def measure_products(
     from int8pass.kernels.cuda.many_rows import cublaslt_linear
     from int8pass.kernels.cuda.tiles import tile_for
 
-    table = Table(title="int8 product and what follows it", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("Linear", "Triton", "cuBLASLt", "speed / Triton"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("", overflow="fold")
+    def show(name: str, own: str, library: str, speed: str, failures: str = "") -> None:
+        row = f"{name:22}{own:>10}{library:>10}{speed:>16}  {failures}"
+        console.print(row.rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+    show("int8 product and after", "Triton", "cuBLASLt", "speed / Triton")
     compared, kept = [], None
     for shape in shapes:
         size = (shape.rows, shape.outputs, shape.features)
         if not products.cublaslt_takes(*size):
-            table.add_row(shape.name, *[""] * 3, "not taken: 17 rows or more, N and K multiples of 8")
+            show(shape.name, "-", "-", "-", "not taken: 17 rows or more, N and K multiples of 8")
             continue
         tile = tile_for(*size, multiprocessors(stopwatch.device))
         ways = {
-            products.TRITON: lambda codes, weight, ending, tile=tile: int8_gemm(codes, weight, ending, tile),
-            products.CUBLASLT: cublaslt_linear,
+            products.TRITON: stopwatch.unless_wrong(functools.partial(_by_tile, int8_gemm, tile), LINEAR, IN_PARTS),
+            products.CUBLASLT: stopwatch.unless_wrong(cublaslt_linear, BY_CUBLASLT),
         }
         found = stopwatch(shape, ways)
         own, library = found[products.TRITON], found[products.CUBLASLT]
         speed = ratio(own.seconds, library.seconds)
         seconds = [duration(median(way.seconds)) for way in (own, library)]
         failures = "; ".join(f"{way.name}: {way.failure}" for way in (own, library) if way.failure)
-        table.add_row(shape.name, *seconds, times(speed), escape(failures))
+        show(shape.name, *seconds, times(speed), failures)
         if not failures:
             compared.append(products.Comparison(products.Size.of(*size, stopwatch.dtype), speed))
             kept = products.save(stopwatch.device, compared[-1:])
-    console.print(table)
     if kept:
         console.print(f"kept in {kept}, and used from now on", highlight=False)
     return compared

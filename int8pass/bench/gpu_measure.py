@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from int8pass.bench.gpu_cases import Blocks, BlockShape, LinearShape, block_inputs
+from int8pass.bench.gpu_check import dtype_name
 from int8pass.bench.gpu_contestants import Contestant
 from int8pass.bench.gpu_graphs import captured, device_clock, nothing
 from int8pass.bench.gpu_limits import Limits
-from int8pass.bench.measure import Prepared, Progress, compiling, measure, relative_error
+from int8pass.bench.measure import Prepared, Progress, Unavailable, compiling, measure, relative_error
 from int8pass.bench.results import Case, Measurement
 from int8pass.bench.timing import median
 
 _COMPARED_ROWS = 64
+_LARGEST_ERROR = 0.25  # of a result that int8 explains: its own is a few hundredths
 
 
 class Bench:
@@ -43,7 +45,7 @@ class Bench:
             turns = [[x.clone() for _ in range(copies)] for x in xs]
             call = contestant.build(own)
             y = call(turns[0])[0]
-            error = math.nan if y.dtype == torch.int32 else _linear_error(y, xs[0], layers.layers[0])
+            error = math.nan if y.dtype == torch.int32 else _right(_linear_error(y, xs[0], layers.layers[0]))
 
             def run() -> None:
                 for inputs in turns:
@@ -51,7 +53,7 @@ class Bench:
 
             return self._prepared(contestant, run, len(turns) * copies, error)
 
-        facts = {"dtype": _name(self.dtype), "copies": copies, "unit": "layer", "M": shape.rows,
+        facts = {"dtype": dtype_name(self.dtype), "copies": copies, "unit": "layer", "M": shape.rows,
                  "K": shape.features, "N": shape.outputs, "error": "error"}  # fmt: skip
         element = self.dtype.itemsize
         moved = {each.name: shape.bytes_moved(each.weight_bytes, element) for each in contestants}
@@ -65,10 +67,11 @@ class Bench:
 
         def prepare(contestant: Contestant) -> Prepared:
             call = contestant.build(model)
-            return self._prepared(contestant, lambda: call(*inputs), 1, relative_error(call(*inputs), exact))
+            error = _right(relative_error(call(*inputs), exact))
+            return self._prepared(contestant, lambda: call(*inputs), 1, error)
 
         kind = "decode" if past else "prefill"
-        facts = {"dtype": _name(self.dtype), "unit": "pass", "blocks": shape.blocks, "batch": batch,
+        facts = {"dtype": dtype_name(self.dtype), "unit": "pass", "blocks": shape.blocks, "batch": batch,
                  "tokens": tokens, "past": past, "error": "to eager"}  # fmt: skip
         ops = 2.0 * batch * tokens * shape.weights
         moved = {each.name: float(each.weight_bytes * shape.weights) for each in contestants}
@@ -110,5 +113,8 @@ def _linear_error(y: Tensor, x: Tensor, layer: nn.Linear) -> float:
     return relative_error(y[rows], exact)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _right(error: float) -> float:
+    """The error. Raises Unavailable for that of a wrong result, with the very tiles that would be timed."""
+    if error <= _LARGEST_ERROR:
+        return error
+    raise Unavailable(f"not timed: the result is wrong, its relative error is {error:.2g}")

@@ -109,7 +109,8 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     shown = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]not measured[/]"}
     for found in verdicts:
         values = (NOTHING if math.isnan(value) else f"{value:.3f}" for value in (found.value, found.worst))
-        table.add_row(found.target, found.rule, *values, shown[found.passed])
+        judged = found.passed is not None or math.isnan(found.worst)
+        table.add_row(found.target, found.rule, *values, shown[found.passed] if judged else "")
     return table
 
 

@@ -1,6 +1,7 @@
 """The GPU benchmark without a GPU: the check of the kernels, and everything that measures, on the CPU in its place."""
 
 import importlib.util
+import io
 import json
 import math
 import os
@@ -12,12 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from int8pass.bench import gpu, gpu_check, gpu_targets
+from int8pass.bench import gpu, gpu_check, gpu_targets, tables
 from int8pass.bench.gpu_cases import WIDTHS, Blocks, BlockShape, LinearShape, block_inputs, moving_columns
 from int8pass.bench.gpu_charts import PAPER
 from int8pass.bench.gpu_limits import Limits
 from int8pass.bench.results import Case, Measurement, Run
 from int8pass.errors import UnsupportedDeviceError
+from int8pass.files import write_text
 from int8pass.kernels.cuda.column_words import slot_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,13 +47,6 @@ def test_quick_checks_every_kernel():
         assert next(line for line in done.stdout.splitlines() if f" {op} " in line).rstrip().endswith("right")
 
 
-def test_a_wrong_kernel_is_an_error(monkeypatch):
-    bad = [gpu_check.Check("cuda_linear", 3, 1.5, "M, K, N = (1, 2, 3)"), gpu_check.Check("cuda_quantize", 3, 0.0, "")]
-    monkeypatch.setattr(gpu, "check_kernels", lambda device, large, progress: bad)
-    with pytest.raises(gpu.KernelCheckError, match=r"^cuda_linear is wrong at M, K, N = \(1, 2, 3\)$"):
-        gpu.check(CPU, large=False, console=Console(quiet=True))
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_is_required():
     with pytest.raises(UnsupportedDeviceError, match="CUDA build"):
@@ -74,13 +69,16 @@ def test_the_checks_reference_is_the_tests_reference():
 
 
 @pytest.mark.inductor
-def test_everything_is_measured_and_written(tmp_path):
+def test_everything_is_measured_and_written(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     plan = gpu.Plan(
         tmp_path, widths=(64,), prefill_rows=(20,), decode_rows=(1,), blocks=BlockShape(64, 96, 4, 2, 1),
         dtype=torch.bfloat16, rounds=2, peers=("bare-*", "int8mixed-64", "int8mixed-moving"), limits_side=64,
     )  # fmt: skip
+    written = []
+    monkeypatch.setattr(gpu, "write_text", lambda path, text: written.append(text) or write_text(path, text))
     found = gpu.run(plan, CPU, Console(quiet=True))
+    assert [len(json.loads(text)["cases"]) for text in written] == [1, 2, 3, 4]
     assert [case.name for case in found.cases] == [
         "64x256 M=20", "64x256 M=1", "1 blocks, prefill 1x20", "1 blocks, decode 1x1",
     ]  # fmt: skip
@@ -92,7 +90,12 @@ def test_everything_is_measured_and_written(tmp_path):
     assert 0 < linear["int8mixed-moving"].error < 0.02 and found.cases[3]["int8mixed-moving"].failure == "not run"
     assert 0 < found.cases[3]["int8mixed"].error < 0.05
     assert Run.from_json((tmp_path / "gpu.json").read_text()).cases[0].name == linear.name
-    assert json.loads((tmp_path / "gpu.json").read_text())["machine"]["limits"]["bandwidth"] > 0
+    facts = json.loads((tmp_path / "gpu.json").read_text())["machine"]
+    assert facts["limits"]["bandwidth"] > 0 and facts["checked"] == "not in this run: --no-check"
+    for chart in ("gpu-linears.png", "gpu-blocks.png"):
+        assert (tmp_path / chart).read_bytes().startswith(b"\x89PNG")
+        (tmp_path / chart).unlink()
+    assert example("--draw", "--out", str(tmp_path)).returncode == 0
     for chart in ("gpu-linears.png", "gpu-blocks.png"):
         assert (tmp_path / chart).read_bytes().startswith(b"\x89PNG")
 
@@ -151,10 +154,18 @@ def test_targets():
         facts = {"M": rows, "K": width, "rates": {"int8mixed": {"share": share}}}
         return Case(f"{width} {rows}", facts, found)
 
-    cases = [case(2048, 4096, 1.0, 1.6, 0.9, 0.5), case(2048, 1024, 1.0, 1.1, 0.5, 0.5), case(1, 768, 1.0, 1.5, 1, 0.8)]
+    cases = [case(2048, 4096, 1.0, 1.6, 0.9, 0.5), case(2048, 1024, 1.0, 1.1, 0.5, 0.5),
+             case(1, 4096, 1.0, 1.5, 1, 0.8), case(1, 768, 1.0, 0.9, 1, 0.3)]  # fmt: skip
     passed = {verdict.target: verdict.passed for verdict in gpu_targets.judge(cases)}
     assert passed["1.0x 16-bit cuBLAS, Table 5, width >= 1024"] and passed["1.5x 16-bit cuBLAS, Table 5, width >= 4096"]
     assert passed["1.7x 16-bit cuBLAS, Table 5, width 12288"] is None
-    assert passed["1.6x 16-bit cuBLAS, M <= 16"] is False
-    assert passed["0.75 of measured memory bandwidth, M <= 16"] is True
+    assert passed["1.6x 16-bit cuBLAS, M <= 16, width >= 4096"] is False
+    assert passed["0.75 of measured memory bandwidth, M <= 16, width >= 4096"] is True
     assert passed["branch <= 5%, 8 columns, K = 4096"] is False
+    text = io.StringIO()
+    Console(file=text, width=130).print(tables.verdict_table(gpu_targets.judge(cases)))
+    narrow = [" ".join(line.split()) for line in text.getvalue().splitlines() if "width < 4096" in line]
+    assert narrow == [
+        "16-bit cuBLAS, M <= 16, width < 4096 shown only 0.900 0.900",
+        "share of measured memory bandwidth, M <= 16, width < 4096 shown only 0.300 0.300",
+    ]

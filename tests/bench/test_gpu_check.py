@@ -1,0 +1,157 @@
+"""The GPU benchmark's check of the kernels: what it covers, what a failure becomes, and what is then not timed."""
+
+import importlib.util
+import itertools
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from int8pass.bench import gpu, gpu_check, gpu_check_processes
+from int8pass.bench.gpu_check import DTYPES, LARGE, RULES, SMALL, TIMED, Check, Task, why_not
+from int8pass.bench.gpu_choices import Stopwatch
+from int8pass.bench.measure import Unavailable
+from int8pass.bench.results import Run
+from int8pass.kernels.cuda import fused
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent.parent
+TINY = Task((2, 8, 4), torch.float16, RULES[:1])
+
+
+def fail(*arguments):
+    raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\nand more")
+
+
+def right(x, threshold, per_token):
+    """cuda_quantize at threshold 0, without Triton."""
+    codes, scale = gpu_check._absmax(x.float())
+    return codes, scale, torch.empty(0, dtype=torch.int32)
+
+
+def test_what_is_checked():
+    tasks = gpu_check.tasks(large=True)
+    assert len(set(tasks)) == len(tasks)
+    met: dict[tuple, set] = {}
+    for task in tasks:
+        met.setdefault(task.shape, set()).update((task.dtype, rule) for rule in task.rules)
+    every = set(itertools.product(DTYPES, RULES))
+    assert all(met[shape] == every for shape in SMALL + TIMED)
+    for shape in LARGE:
+        dtypes, rules = zip(*met[shape], strict=True)
+        assert set(dtypes) == set(DTYPES) and set(rules) == set(RULES)
+    assert set().union(*(met[shape] for shape in LARGE if shape[0] <= 16)) == every
+    assert {math.gcd(features, 16) for _, features, _ in met} == {1, 2, 4, 8, 16}  # what kernels are compiled for
+    assert {task.shape for task in gpu_check.tasks(large=False)} == set(SMALL)
+
+
+def test_what_an_op_raises_is_its_line_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(fused, "cuda_quantize", right)
+    monkeypatch.setattr(fused, "cuda_int8_linear", fail)
+    monkeypatch.setattr(
+        gpu_check, "_ops", lambda x, parts, rest: {
+            "cuda_int8_linear": lambda: fused.cuda_int8_linear(x, *rest), "zeros": lambda: torch.zeros(2, 4),
+        }
+    )  # fmt: skip
+    quantize, linear, zeros = gpu_check.summary(gpu_check.findings(TINY, CPU))
+    assert quantize == Check("cuda_quantize", 1, 0.0, "")
+    assert (linear.cases, linear.worst, linear.wrong) == (2, math.inf, ("float16",))
+    assert linear.failure == (
+        "M, K, N = (2, 8, 4), float16, threshold 0.0, column: RuntimeError: CUBLAS_STATUS_NOT_SUPPORTED and more"
+    )
+    assert zeros.cases == 2 and 1 < zeros.worst < math.inf and zeros.failure.endswith("column")
+    with pytest.raises(gpu.KernelCheckError, match=r"^cuda_int8_linear is wrong at .* and more; zeros is wrong at"):
+        gpu.require_right([quantize, linear, zeros])
+    gpu.require_right([quantize])
+
+
+def test_without_quantization_what_follows_it_is_wrong_too(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(fused, "cuda_quantize", fail)
+    monkeypatch.setattr(fused, "cuda_int8_linear", lambda *arguments: torch.zeros(2, 4))
+    found = {each.name: each.failure for each in gpu_check.summary(gpu_check.findings(TINY, CPU))}
+    for op in ("cuda_quantize", "cuda_linear", "in two parts"):
+        assert found[op].endswith("RuntimeError: CUBLAS_STATUS_NOT_SUPPORTED and more")
+    assert found["cuda_int8_linear"].endswith("column")
+
+
+WRONG = [
+    Check("cuda_quantize", 1, 0.0, ""), Check("cuda_linear", 1, 2.0, "M, K, N = (1, 2, 3)", ("bfloat16",)),
+    Check("by cuBLASLt", 1, math.inf, "M, K, N = (17, 8, 8): no", ("float16",)),
+]  # fmt: skip
+
+
+def test_what_is_not_to_be_timed():
+    assert why_not(WRONG, torch.bfloat16) == "not timed: cuda_linear is wrong at M, K, N = (1, 2, 3)"
+    assert not why_not(WRONG, torch.float16) and not why_not(WRONG, torch.bfloat16, ["cuda_quantize"])
+    assert why_not(WRONG, torch.float16, ["by cuBLASLt"]).endswith("(17, 8, 8): no")
+    died = [Check("a process", 1, math.inf, "ended with status -6", ("float16",))]
+    assert why_not(died, torch.float16) and why_not(died, torch.float16, ["by cuBLASLt"])
+
+
+def test_a_way_that_is_wrong_is_refused():
+    stopwatch = Stopwatch(CPU, torch.float16, 1, WRONG)
+    assert stopwatch.unless_wrong(print, "cuda_linear") is print
+    with pytest.raises(Unavailable, match="by cuBLASLt is wrong at"):
+        stopwatch.unless_wrong(print, "by cuBLASLt")()
+
+
+def test_int8mixed_is_not_timed_with_a_wrong_kernel_and_its_peers_are(tmp_path):
+    plan = gpu.Plan(
+        tmp_path, widths=(64,), prefill_rows=(20,), decode_rows=(), blocks=None, dtype=torch.bfloat16, rounds=1,
+        peers=("float-eager",), limits_side=64,
+    )  # fmt: skip
+    gpu.run(plan, CPU, Console(quiet=True), WRONG)
+    found = Run.from_json((tmp_path / "gpu.json").read_text())
+    assert found.cases[0]["int8mixed"].failure == "not timed: cuda_linear is wrong at M, K, N = (1, 2, 3)"
+    assert found.cases[0].median("float-eager") > 0
+    assert [each["failure"] for each in found.machine["checked"]] == [each.failure for each in WRONG]
+
+
+def work(sender, task, device):
+    """In the place of a check: aborts, takes too long, or sends."""
+    if task.shape[0] == 1:
+        os.abort()
+    if task.shape[0] == 2:
+        time.sleep(60)
+    sender.send([gpu_check.Finding("op", task.dtype, str(task), 0.5)])
+
+
+def test_a_process_that_ends_early_or_takes_too_long_is_a_line(monkeypatch):
+    monkeypatch.setattr(gpu_check_processes, "_work", work)
+    todo = [Task((rows, 8, 8), torch.float16, RULES[:1]) for rows in (3, 1, 4)]
+    seen = []
+    found = gpu_check_processes.in_processes(todo, CPU, 2, seen.append)
+    assert [each.op for each in found] == ["op", "a process", "op"]
+    assert [each.case for each in found] == list(map(str, todo)) and sorted(seen) == sorted(map(str, todo))
+    assert found[1].raised.startswith("ended with status -")
+    endless = Task((2, 8, 8), torch.float16, RULES[:1])
+    (late,) = gpu_check_processes.in_processes([endless], CPU, 1, seen.append, longest=1)
+    assert late.op == "a process" and late.raised == "took over 1 s"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_processes_find_what_one_finds():
+    """In Triton's interpreter, in a process that has not imported Triton."""
+    script = """
+from int8pass.bench import gpu
+gpu.interpret_kernels()
+import torch
+from int8pass.bench.gpu_check import findings, tasks
+from int8pass.bench.gpu_check_processes import in_processes
+if __name__ == "__main__":
+    todo, device = tasks(False)[:2], torch.device("cpu")
+    apart = in_processes(todo, device, 2, print)
+    assert apart == [each for task in todo for each in findings(task, device)] and len(apart) > 20
+"""
+    environment = {**os.environ, "PYTHONPATH": "."}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
