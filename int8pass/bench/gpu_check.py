@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from int8pass.break_even.products import cublaslt_takes
 from int8pass.kernels.cuda import fused
 from int8pass.kernels.cuda.column_words import words_field
+from int8pass.kernels.cuda.products import cublaslt_takes
 from int8pass.weights import quantize_weight
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

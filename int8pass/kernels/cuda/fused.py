@@ -5,6 +5,7 @@ stays in its memory, so a CUDA graph captures every op.
 """
 
 import functools
+import importlib.util
 import logging
 
 import torch
@@ -178,9 +179,7 @@ def require_device(device: torch.device) -> None:
             "Triton compiles int8 products for compute capability 7.5 without tensor cores: the results are right, but "
             "slower than the float model's"
         )
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("triton") is None:
         raise MissingDependencyError(
             "int8 on CUDA needs Triton, which PyTorch's CUDA builds bring along: pip install 'int8pass[gpu]'"
-        ) from error
+        )
