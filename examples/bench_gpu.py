@@ -6,6 +6,8 @@ python examples/bench_gpu.py --check              the check alone
 python examples/bench_gpu.py --tiles              the table of tiles for up to 64 rows, and its alternatives, timed
 python examples/bench_gpu.py --products           Triton's int8 product beside cuBLASLt's; the faster is kept and used
                                                   (in float16; with --dtype bfloat16 for that)
+python examples/bench_gpu.py --norms              quantization in one kernel with LayerNorm and RMSNorm, and apart;
+                                                  the faster is kept and used (for each --dtype)
 python examples/bench_gpu.py --quick              the check at small shapes; on a machine without a GPU, interpreted
 
 Writes gpu.json and charts to --out. Times are device times: medians of CUDA-graph replays, interleaved in one run.
@@ -18,7 +20,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from int8pass.bench import gpu, gpu_choices
+from int8pass.bench import gpu, gpu_choices, gpu_norms
 from int8pass.bench.gpu_cases import LinearShape
 from int8pass.errors import Int8PassError
 
@@ -35,16 +37,23 @@ def main() -> None:
             return
         device = gpu.require_cuda()
         gpu.check(device, large=not options.quick, console=console)
-        if options.tiles or options.products:
-            stopwatch = gpu_choices.Stopwatch(device, DTYPES[options.dtype], options.rounds)
-            if options.tiles:
-                gpu_choices.measure_tiles(stopwatch, shapes(options, gpu_choices.TILE_ROWS), console)
-            if options.products:
-                gpu_choices.measure_products(stopwatch, shapes(options, gpu_choices.PRODUCT_ROWS), console)
+        if options.tiles or options.products or options.norms:
+            choose(options, device, console)
         elif not (options.quick or options.check):
             gpu.run(plan(options), device, console)
     except Int8PassError as error:
         sys.exit(f"error: {error}")
+
+
+def choose(options: argparse.Namespace, device: torch.device, console: Console) -> None:
+    held = (device, DTYPES[options.dtype], options.rounds)
+    if options.tiles:
+        gpu_choices.measure_tiles(gpu_choices.Stopwatch(*held), shapes(options, gpu_choices.TILE_ROWS), console)
+    if options.products:
+        gpu_choices.measure_products(gpu_choices.Stopwatch(*held), shapes(options, gpu_choices.PRODUCT_ROWS), console)
+    if options.norms:
+        sizes = [(shape.rows, shape.features) for shape in shapes(options, gpu_choices.PRODUCT_ROWS)]
+        gpu_norms.measure_norms(gpu_norms.Stopwatch(*held), sizes, console)
 
 
 def arguments() -> argparse.Namespace:
@@ -53,6 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="only check the kernels")
     parser.add_argument("--tiles", action="store_true", help="after the check, only time tiles of up to 64 rows")
     parser.add_argument("--products", action="store_true", help="after the check, only choose between int8 products")
+    parser.add_argument("--norms", action="store_true", help="after the check, only choose where norms quantize")
     parser.add_argument("--out", type=Path, default=Path("bench-gpu"), help="folder of the results")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     parser.add_argument("--rounds", type=int, default=7)

@@ -20,6 +20,8 @@ RULES = ((0.0, False), (6.0, False), (6.0, True))  # threshold, per_token
 SMALL = ((3, 130, 40), (33, 70, 65), (20, 136, 48))  # M, K, N: off every block size; the last one is cuBLASLt's too
 LARGE = ((1, 70, 33), (1, 4096, 4096), (1, 4095, 1023), (7, 4096, 256), (16, 11008, 4096), (17, 1, 1), (200, 4097, 300),
          (2048, 4096, 4096))  # fmt: skip
+_EPS = 1e-5
+_TINY = 2.0**-24  # float16's smallest number
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Expected:
-    """What float64 makes of a Linear: codes int8, scale float32, the outlier columns, y and its bound float64[M, N]."""
+    """What float64 makes of a Linear: y and its bound, float64[M, N]."""
 
-    codes: Tensor
-    scale: Tensor
-    columns: list[int]
     y: Tensor
     bound: Tensor
 
@@ -69,10 +68,12 @@ def _results(
         x_device, weight_device, bias_device = x.to(device), weight.to(device), bias.to(device)
         quantized = quantize_weight(weight_device)
         parts = fused.cuda_quantize(x_device, threshold, per_token)
+        for centered, added in itertools.product((True, False), repeat=2):
+            yield "cuda_norm_quantize", _norm_error(x_device, threshold, per_token, centered, added), case
         for original in (True, False):
             expected = _reference(x, weight, bias, threshold, per_token, original)
             if original:
-                yield "cuda_quantize", _quantize_error(parts, expected), case
+                yield "cuda_quantize", _quantize_error(parts, x, threshold, per_token), case
             words = getattr(quantized, words_field(dtype)) if original else None
             rest = (
                 quantized.codes, quantized.scale, bias_device, weight_device if original else None, words, threshold,
@@ -111,13 +112,40 @@ def _inputs(M: int, K: int, N: int, dtype: torch.dtype) -> tuple[Tensor, Tensor,
     return x.to(dtype), weight.to(dtype), bias.to(dtype)
 
 
-def _quantize_error(parts: tuple[Tensor, ...], expected: Expected) -> float:
-    """0 where codes, scales and columns are the expected ones bit by bit, else infinity."""
+def _quantize_error(parts: tuple[Tensor, ...], x: Tensor, threshold: float, per_token: bool) -> float:
+    """0 where codes, scales and columns are the reference's of x bit by bit, else infinity."""
+    outlier = _outliers(x, threshold, per_token)
+    expected_codes, expected_scale = _absmax(x.float().masked_fill(outlier, 0.0))
+    expected_columns = outlier.any(0).nonzero().flatten().tolist()
     codes, scale, columns = (part.cpu() for part in parts)
-    same = torch.equal(codes, expected.codes) and torch.equal(scale, expected.scale)
+    same = torch.equal(codes, expected_codes) and torch.equal(scale, expected_scale)
     if columns.numel():
-        same &= columns[: len(expected.columns) + 1].tolist() == [len(expected.columns), *expected.columns]
+        same &= columns[: len(expected_columns) + 1].tolist() == [len(expected_columns), *expected_columns]
     return 0.0 if same else float("inf")
+
+
+def _norm_error(x: Tensor, threshold: float, per_token: bool, centered: bool, added: bool) -> float:
+    """The largest error of a sum and its norm over the bound; infinity where that is not quantized bit by bit."""
+    residual = x.flip(0) if added else None
+    weight, bias = x[0] * 0.25 + 1.0, x[-1] if centered else None
+    y, *parts, total = fused.cuda_norm_quantize(x, residual, weight, bias, _EPS, centered, threshold, per_token)
+    source = (total if added else x).cpu().double()
+    exact = (x.cpu() + residual.cpu()).double() if added else source
+    center = source.mean(1, keepdim=True) if centered else 0.0
+    factor = ((source - center).square().mean(1, keepdim=True) + _EPS).rsqrt()
+    terms = [
+        (source - center) * factor * weight.cpu().double(),
+        torch.zeros(()) if bias is None else bias.cpu().double(),
+    ]
+    largest = source.abs().amax(1, keepdim=True) * factor * weight.cpu().double().abs()
+    eps = torch.finfo(x.dtype).eps
+    size = terms[0].abs() + terms[1].abs() + largest
+    bound = eps * (terms[0] + terms[1]).abs() + x.shape[1] * torch.finfo(torch.float32).eps * size + _TINY
+    errors = (
+        ((source - exact).abs() / (eps * exact.abs() + _TINY)).max(),  # Triton's interpreter cuts bits of bfloat16 off
+        ((y.cpu().double() - terms[0] - terms[1]).abs() / bound).max(),
+    )
+    return max(float(max(errors)), _quantize_error(tuple(parts), y.cpu(), threshold, per_token))
 
 
 def _error(y: Tensor, expected: Expected) -> float:
@@ -128,10 +156,8 @@ def _reference(
     x: Tensor, weight: Tensor, bias: Tensor, threshold: float, per_token: bool, original: bool
 ) -> Expected:  # fmt: skip
     """LLM.int8() (arXiv 2208.07339, sections 3.1 and 3.2): scales and codes in float32, all after them in float64."""
-    outlier = (x.float().abs() >= threshold) if threshold else torch.zeros(x.shape, dtype=torch.bool)
+    outlier = _outliers(x, threshold, per_token)
     columns = outlier.any(0)
-    if not per_token:
-        outlier = columns.expand_as(outlier)
     codes, scale = _absmax(x.float().masked_fill(outlier, 0.0))
     w_codes, w_scale = _absmax(weight.float())
     outliers = x.double().masked_fill(~outlier, 0.0)[:, columns]
@@ -141,7 +167,13 @@ def _reference(
     size = codes.double().abs() @ w_codes.double().abs().t() * scales + outliers.abs() @ source.abs().t()
     size += bias.double().abs()
     bound = 2 * torch.finfo(x.dtype).eps * y.abs() + x.shape[1] * torch.finfo(torch.float32).eps * size
-    return Expected(codes, scale, columns.nonzero().flatten().tolist(), y, bound)
+    return Expected(y, bound)
+
+
+def _outliers(x: Tensor, threshold: float, per_token: bool) -> Tensor:
+    """Which elements are outliers: bool[M, K]."""
+    outlier = (x.float().abs() >= threshold) if threshold else torch.zeros(x.shape, dtype=torch.bool)
+    return outlier if per_token else outlier.any(0).expand_as(outlier)
 
 
 def _absmax(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ import math
 import operator
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from int8pass.graph import erase_dead, insert, is_mutation, is_torch_call, operation, replace, value_of
@@ -84,9 +85,12 @@ def _residual_add(norm: Norm) -> fx.Node | None:
     add = without_view(norm.x)
     if operation(add) != "add" or not is_torch_call(add) or len(add.args) != 2 or add.kwargs:
         return None
-    facts = [(value.dtype, value.shape) if (value := value_of(part)) is not None else None for part in (add, *add.args)]
+    values = [value_of(part) for part in (add, *add.args)]
+    if not all(isinstance(value, torch.Tensor) and value.is_contiguous() for value in values):
+        return None
+    total = values[0]
+    is_plain = all(value.dtype == total.dtype and value.shape == total.shape for value in values)
     parts_are_inputs = all(part is None or part.op in ("placeholder", "get_attr") for part in (norm.weight, norm.bias))
-    is_plain = facts[0] == facts[1] == facts[2] and value_of(add).is_contiguous()
     return add if is_plain and parts_are_inputs else None
 
 
@@ -95,8 +99,8 @@ def _refusal(match: _Quantized) -> str:
     x, rows = value_of(match.norm.x), math.prod(value_of(match.norm.x).shape[:-1])
     if match.reader.target is fused.cuda_int8_linear and not (isinstance(rows, int) and rows > fused.FEW_ROWS):
         return "so few rows, or it may be so few, are quantized within the Linear's one kernel"
-    if not value_of(match.norm.y).is_contiguous():
-        return "its result does not lie row after row"
+    if not (x.is_contiguous() and value_of(match.norm.y).is_contiguous()):
+        return "its input does not lie row after row, or its result"
     if _is_written_between(match.norm.first if match.add is None else match.add, match.reader):
         return "memory is written to in between"
     if match.size is None:

@@ -41,7 +41,7 @@ def test_without_a_gpu_it_says_what_is_missing():
 def test_quick_checks_every_kernel():
     done = example("--quick")
     assert done.returncode == 0, done.stderr
-    for op in ("cuda_quantize", "cuda_linear", "cuda_int8_linear", "in two parts", "by cuBLASLt"):
+    for op in ("cuda_quantize", "cuda_norm_quantize", "cuda_linear", "cuda_int8_linear", "in two parts", "by cuBLASLt"):
         assert next(line for line in done.stdout.splitlines() if f" {op} " in line).rstrip().endswith("right")
 
 
