@@ -20,7 +20,8 @@ RULES = ((0.0, False), (6.0, False), (6.0, True))  # threshold, per_token
 SMALL = ((3, 130, 40), (33, 70, 65), (20, 136, 48))  # M, K, N: off every block size; the last one is cuBLASLt's too
 LARGE = ((1, 70, 33), (1, 4096, 4096), (1, 4095, 1023), (7, 4096, 256), (16, 11008, 4096), (17, 1, 1), (200, 4097, 300),
          (2048, 4096, 4096))  # fmt: skip
-_EPS = 1e-5
+_EPS = 1e-5  # of norms
+_INTERPRETED_ROWS = 5  # of a norm: the interpreter takes one row after the other
 _TINY = 2.0**-24  # float16's smallest number
 
 
@@ -68,8 +69,9 @@ def _results(
         x_device, weight_device, bias_device = x.to(device), weight.to(device), bias.to(device)
         quantized = quantize_weight(weight_device)
         parts = fused.cuda_quantize(x_device, threshold, per_token)
+        some = x_device[:_INTERPRETED_ROWS] if device.type == "cpu" else x_device
         for centered, added in itertools.product((True, False), repeat=2):
-            yield "cuda_norm_quantize", _norm_error(x_device, threshold, per_token, centered, added), case
+            yield "cuda_norm_quantize", _norm_error(some, threshold, per_token, centered, added), case
         for original in (True, False):
             expected = _reference(x, weight, bias, threshold, per_token, original)
             if original:
