@@ -13,20 +13,24 @@ import torch
 from torch import Tensor
 
 from int8pass.bench.measure import reason
-from int8pass.break_even.products import cublaslt_takes
 from int8pass.kernels.cuda import fused
 from int8pass.kernels.cuda.column_words import words_field
+from int8pass.kernels.cuda.products import cublaslt_takes
 from int8pass.weights import quantize_weight
 
-QUANTIZE, LINEAR, IN_PARTS, BY_CUBLASLT = "cuda_quantize", "cuda_linear", "in two parts", "by cuBLASLt"
+QUANTIZE, NORM, LINEAR = "cuda_quantize", "cuda_norm_quantize", "cuda_linear"
+IN_PARTS, BY_CUBLASLT = "in two parts", "by cuBLASLt"
 PROCESS = "a process"  # in the place of an op, where one of the check's ended early
-OTHERS = (BY_CUBLASLT,)  # what no model takes, unless it was measured to be faster
+OTHERS = (BY_CUBLASLT, NORM)  # what no model takes, unless it was measured to be faster
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 RULES = ((0.0, False), (6.0, False), (6.0, True))  # threshold, per_token
 SMALL = ((3, 130, 40), (33, 70, 65), (20, 136, 48))  # M, K, N: off every block size; the last one is cuBLASLt's too
 TIMED = ((200, 4097, 300),)  # so many rows that tiles are timed
 LARGE = ((1, 70, 33), (1, 4096, 4096), (1, 4095, 1023), (7, 4096, 256), (16, 11008, 4096), (16, 5140, 1024), (17, 1, 1),
          (2048, 5140, 1024), (2048, 4096, 4096))  # fmt: skip
+_EPS = 1e-5  # of norms
+_INTERPRETED_ROWS = 5  # of a norm: the interpreter takes one row after the other
+_TINY = 2.0**-24  # float16's smallest number
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Expected:
-    """What float64 makes of a Linear: codes int8, scale float32, the outlier columns, y and its bound float64[M, N]."""
+    """What float64 makes of a Linear: y and its bound, float64[M, N]."""
 
-    codes: Tensor
-    scale: Tensor
-    columns: list[int]
     y: Tensor
     bound: Tensor
 
@@ -116,29 +117,35 @@ def why_not(checks: Iterable[Check], dtype: torch.dtype, ops: Iterable[str] | No
 
 def findings(task: Task, device: torch.device) -> Iterator[Finding]:
     """Run and compare every op. What one raises is its finding, and the others go on."""
+    for case, op, error in _errors(task, device):
+        try:
+            ratio, raised = error(), ""
+        except Exception as failure:  # whatever the compiler, a launch or a library raises is what was found
+            ratio, raised = math.inf, reason(failure)
+        yield Finding(op, task.dtype, case, ratio, raised)
+
+
+def _errors(task: Task, device: torch.device) -> Iterator[tuple[str, str, Callable[[], float]]]:
+    """Each case, op, and what runs it and gives its error over the bound: to be called before the next is asked for."""
     x, weight, bias = _inputs(*task.shape, task.dtype)
     x_device, weight_device, bias_device = x.to(device), weight.to(device), bias.to(device)
     quantized = quantize_weight(weight_device)
-    for threshold, per_token in task.rules:
-        case = f"{task}, threshold {threshold}, {'token' if per_token else 'column'}"
-        parts = functools.cache(functools.partial(fused.cuda_quantize, x_device, threshold, per_token))
+    some = x_device[:_INTERPRETED_ROWS] if device.type == "cpu" else x_device
+    for rule in task.rules:
+        case = f"{task}, threshold {rule[0]}, {'token' if rule[1] else 'column'}"
+        parts = functools.cache(functools.partial(fused.cuda_quantize, x_device, *rule))
+        yield case, QUANTIZE, lambda parts=parts, rule=rule: _quantize_error(parts(), x, *rule)
+        for kind in itertools.product((True, False), repeat=2):
+            yield case, NORM, functools.partial(_norm_error, some, *rule, *kind)
         for original in (True, False):
-            expected = _reference(x, weight, bias, threshold, per_token, original)
+            expected = _reference(x, weight, bias, *rule, original)
             words = getattr(quantized, words_field(task.dtype)) if original else None
             rest = (
-                quantized.codes, quantized.scale, bias_device, weight_device if original else None, words, threshold,
-                per_token, task.dtype,
+                quantized.codes, quantized.scale, bias_device, weight_device if original else None, words, *rule,
+                task.dtype,
             )  # fmt: skip
-            ops = _ops(x_device, parts, rest)
-            if original:
-                ops = {QUANTIZE: parts, **ops}
-            for op, compute in ops.items():
-                error = _quantize_error if op == QUANTIZE else _error
-                try:
-                    ratio, raised = error(compute(), expected), ""
-                except Exception as failure:  # whatever the compiler, a launch or a library raises is what was found
-                    ratio, raised = math.inf, reason(failure)
-                yield Finding(op, task.dtype, case, ratio, raised)
+            for op, compute in _ops(x_device, parts, rest).items():
+                yield case, op, lambda compute=compute, expected=expected: _error(compute(), expected)
 
 
 def _ops(x: Tensor, quantized: Callable[[], tuple[Tensor, ...]], rest: tuple) -> dict[str, Callable[[], Tensor]]:
@@ -176,13 +183,40 @@ def _inputs(M: int, K: int, N: int, dtype: torch.dtype) -> tuple[Tensor, Tensor,
     return x.to(dtype), weight.to(dtype), bias.to(dtype)
 
 
-def _quantize_error(parts: tuple[Tensor, ...], expected: Expected) -> float:
-    """0 where codes, scales and columns are the expected ones bit by bit, else infinity."""
+def _quantize_error(parts: tuple[Tensor, ...], x: Tensor, threshold: float, per_token: bool) -> float:
+    """0 where codes, scales and columns are the reference's of x bit by bit, else infinity."""
+    outlier = _outliers(x, threshold, per_token)
+    expected_codes, expected_scale = _absmax(x.float().masked_fill(outlier, 0.0))
+    expected_columns = outlier.any(0).nonzero().flatten().tolist()
     codes, scale, columns = (part.cpu() for part in parts)
-    same = torch.equal(codes, expected.codes) and torch.equal(scale, expected.scale)
+    same = torch.equal(codes, expected_codes) and torch.equal(scale, expected_scale)
     if columns.numel():
-        same &= columns[: len(expected.columns) + 1].tolist() == [len(expected.columns), *expected.columns]
+        same &= columns[: len(expected_columns) + 1].tolist() == [len(expected_columns), *expected_columns]
     return 0.0 if same else math.inf
+
+
+def _norm_error(x: Tensor, threshold: float, per_token: bool, centered: bool, added: bool) -> float:
+    """The largest error of a sum and its norm over the bound; infinity where that is not quantized bit by bit."""
+    residual = x.flip(0) if added else None
+    weight, bias = x[0] * 0.25 + 1.0, x[-1] if centered else None
+    y, *parts, total = fused.cuda_norm_quantize(x, residual, weight, bias, _EPS, centered, threshold, per_token)
+    source = (total if added else x).cpu().double()
+    exact = (x.cpu() + residual.cpu()).double() if added else source
+    center = source.mean(1, keepdim=True) if centered else 0.0
+    factor = ((source - center).square().mean(1, keepdim=True) + _EPS).rsqrt()
+    terms = [
+        (source - center) * factor * weight.cpu().double(),
+        torch.zeros(()) if bias is None else bias.cpu().double(),
+    ]
+    largest = source.abs().amax(1, keepdim=True) * factor * weight.cpu().double().abs()
+    eps = torch.finfo(x.dtype).eps
+    size = terms[0].abs() + terms[1].abs() + largest
+    bound = eps * (terms[0] + terms[1]).abs() + x.shape[1] * torch.finfo(torch.float32).eps * size + _TINY
+    errors = (
+        ((source - exact).abs() / (eps * exact.abs() + _TINY)).max(),  # Triton's interpreter cuts bits of bfloat16 off
+        ((y.cpu().double() - terms[0] - terms[1]).abs() / bound).max(),
+    )
+    return max(float(max(errors)), _quantize_error(tuple(parts), y.cpu(), threshold, per_token))
 
 
 def _error(y: Tensor, expected: Expected) -> float:
@@ -193,10 +227,8 @@ def _reference(
     x: Tensor, weight: Tensor, bias: Tensor, threshold: float, per_token: bool, original: bool
 ) -> Expected:  # fmt: skip
     """LLM.int8() (arXiv 2208.07339, sections 3.1 and 3.2): scales and codes in float32, all after them in float64."""
-    outlier = (x.float().abs() >= threshold) if threshold else torch.zeros(x.shape, dtype=torch.bool)
+    outlier = _outliers(x, threshold, per_token)
     columns = outlier.any(0)
-    if not per_token:
-        outlier = columns.expand_as(outlier)
     codes, scale = _absmax(x.float().masked_fill(outlier, 0.0))
     w_codes, w_scale = _absmax(weight.float())
     outliers = x.double().masked_fill(~outlier, 0.0)[:, columns]
@@ -206,7 +238,13 @@ def _reference(
     size = codes.double().abs() @ w_codes.double().abs().t() * scales + outliers.abs() @ source.abs().t()
     size += bias.double().abs()
     bound = 2 * torch.finfo(x.dtype).eps * y.abs() + x.shape[1] * torch.finfo(torch.float32).eps * size
-    return Expected(codes, scale, columns.nonzero().flatten().tolist(), y, bound)
+    return Expected(y, bound)
+
+
+def _outliers(x: Tensor, threshold: float, per_token: bool) -> Tensor:
+    """Which elements are outliers: bool[M, K]."""
+    outlier = (x.float().abs() >= threshold) if threshold else torch.zeros(x.shape, dtype=torch.bool)
+    return outlier if per_token else outlier.any(0).expand_as(outlier)
 
 
 def _absmax(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ are timed while others use the device are not kept.
 import math
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
@@ -18,6 +19,7 @@ from int8pass.bench.gpu_check import PROCESS, Check, Finding, Task, findings, su
 
 _MOST_PROCESSES = 16
 _LONGEST_SECONDS = 240
+_END_SECONDS = 10  # after its last word
 
 Progress = Callable[[str], None]
 
@@ -61,18 +63,22 @@ def _in_a_process(task: Task, device: torch.device, longest: float) -> list[Find
     process = context.Process(target=_work, args=(sender, task, device))
     process.start()
     sender.close()
+    found: list[Finding] = []
+    deadline = time.monotonic() + longest
     try:
-        if receiver.poll(longest):
-            return receiver.recv()
+        while receiver.poll(max(0.0, deadline - time.monotonic())):
+            if (finding := receiver.recv()) is None:
+                return found
+            found.append(finding)
         end = f"took over {longest:.0f} s"
     except EOFError:
-        process.join()
+        process.join(_END_SECONDS)
         end = f"ended with status {process.exitcode}"
     finally:
-        process.kill()  # one that has sent its findings is at its end
+        process.kill()  # one that has sent all its findings is at its end
         process.join()
         receiver.close()
-    return [Finding(PROCESS, task.dtype, str(task), math.inf, end)]
+    return [*found, Finding(PROCESS, task.dtype, str(task), math.inf, end)]
 
 
 def _work(sender: Connection, task: Task, device: torch.device) -> None:
@@ -80,4 +86,6 @@ def _work(sender: Connection, task: Task, device: torch.device) -> None:
 
     torch.set_num_threads(1)
     tuning.keep_nothing()
-    sender.send(list(findings(task, device)))
+    for finding in findings(task, device):
+        sender.send(finding)
+    sender.send(None)

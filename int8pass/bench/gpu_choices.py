@@ -18,8 +18,9 @@ from int8pass.bench.measure import Prepared, Unavailable, measure
 from int8pass.bench.results import Measurement
 from int8pass.bench.tables import duration, times
 from int8pass.bench.timing import median, ratio
-from int8pass.break_even import products
+from int8pass.kernels.cuda import products
 from int8pass.kernels.cuda.column_words import words_field
+from int8pass.kernels.cuda.comparisons import Comparison
 from int8pass.weights import quantize_weight
 
 TILE_ROWS = (16, 32, 64)
@@ -117,9 +118,7 @@ def measure_tiles(stopwatch: Stopwatch, shapes: Sequence[LinearShape], console: 
         console.print(table)
 
 
-def measure_products(
-    stopwatch: Stopwatch, shapes: Sequence[LinearShape], console: Console
-) -> list[products.Comparison]:
+def measure_products(stopwatch: Stopwatch, shapes: Sequence[LinearShape], console: Console) -> list[Comparison]:
     """Time Triton's GEMM beside cuBLASLt's with one kernel behind it, print and keep which is faster.
 
     What is kept, after each Linear, is used from then on. Linears that cuBLASLt does not take, or that one of the two
@@ -153,8 +152,8 @@ def measure_products(
         failures = "; ".join(f"{way.name}: {way.failure}" for way in (own, library) if way.failure)
         show(shape.name, *seconds, times(speed), failures)
         if not failures:
-            compared.append(products.Comparison(products.Size.of(*size, stopwatch.dtype), speed))
-            kept = products.save(stopwatch.device, compared[-1:])
+            compared.append(Comparison(products.Size.of(*size, stopwatch.dtype), speed))
+            kept = products.COMPARISONS.save(stopwatch.device, compared[-1:])
     if kept:
         console.print(f"kept in {kept}, and used from now on", highlight=False)
     return compared

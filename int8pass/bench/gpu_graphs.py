@@ -35,7 +35,7 @@ def captured(call: Callable[[], object], device: torch.device) -> Callable[[], o
     graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[current.device.index]
     state, replay = generator.clone_state(), None
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads' calls are none of its errors
             call()
         replay = Replay(graph, call)
     except RuntimeError as error:

@@ -4,7 +4,6 @@ Files are written whole, then renamed, so any number of processes may write; one
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -13,11 +12,10 @@ from pathlib import Path
 
 import torch
 
-from int8pass.bench.machine import cpu_model
 from int8pass.break_even.case import Case
 from int8pass.config import Int8MixedConfig
 from int8pass.files import cache_folder, write_text
-from int8pass.kernels.cpu.build import processor_flags
+from int8pass.kernels.identity import device_in_words, kernel_version
 from int8pass.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -25,7 +23,6 @@ logger = logging.getLogger(__name__)
 _NOT_ABOUT_TIME = frozenset(
     {"skip_modules", "skip_modules_default", "free_weights", "break_even", "dump_dir", "profile"}
 )
-_KERNELS = ("kernels", "lower")
 
 _known: dict[str, float] = {}  # of this process, for where the folder cannot be written to
 
@@ -79,20 +76,3 @@ def save(key: dict[str, str], speedup: float) -> None:
 def _path(key: dict[str, str]) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     return cache_folder() / "break_even" / f"{digest}.json"
-
-
-def device_in_words(device: torch.device) -> str:
-    """The processor, with its instruction sets, or the accelerator."""
-    if device.type == "cpu":
-        return f"{cpu_model()} {processor_flags()}"
-    properties = torch.cuda.get_device_properties(device)
-    return f"{properties.name} {properties.major}.{properties.minor} CUDA {torch.version.cuda}"
-
-
-@functools.cache
-def kernel_version() -> str:
-    """A digest of the sources of kernels and lowerings."""
-    package = Path(__file__).parents[1]
-    sources = [path for folder in _KERNELS for path in sorted((package / folder).rglob("*.*")) if path.is_file()]
-    content = b"\0".join(path.read_bytes() for path in sources if path.suffix in (".py", ".cpp", ".h"))
-    return hashlib.sha256(content).hexdigest()[:16]

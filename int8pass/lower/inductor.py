@@ -20,6 +20,7 @@ from int8pass.errors import CompilerNotFoundError
 from int8pass.graph import keep_provenance, value_of
 from int8pass.lower.fuse_cpu_linear import fuse_cpu_linear
 from int8pass.lower.fuse_cuda_linear import fuse_cuda_linear
+from int8pass.lower.fuse_cuda_norm import fuse_cuda_norm
 from int8pass.ops import DECOMPOSITIONS
 from int8pass.pipeline import Pass
 from int8pass.program import Program
@@ -68,6 +69,7 @@ def decompose_ops(program: Program) -> int:
 PASSES: tuple[Pass, ...] = (
     Pass("fuse_cpu_linear", fuse_cpu_linear),
     Pass("fuse_cuda_linear", fuse_cuda_linear),
+    Pass("fuse_cuda_norm", fuse_cuda_norm),
     Pass("decompose_ops", decompose_ops),
 )
 

@@ -62,6 +62,7 @@ TABLE: dict[OpOverload, Signature] = {
     fused.cpu_static_linear: Signature((FLOATS, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
     fused.cpu_int8_linear: Signature((FLOATS, INT8, INT32, FLOAT32, FLOATS, FLOATS, UINT8), FLOATS),
     cuda.cuda_quantize: Signature((FLOATS,), rank=None, results=(INT8, FLOAT32, INT32)),
+    cuda.cuda_norm_quantize: Signature((FLOATS,) * 4, rank=None, results=(FLOATS, INT8, FLOAT32, INT32, FLOATS)),
     cuda.cuda_linear: Signature((FLOATS, INT8, FLOAT32, INT32, INT8, FLOAT32, FLOATS, FLOATS, WORDS), FLOATS),
     cuda.cuda_int8_linear: Signature((FLOATS, INT8, FLOAT32, FLOATS, FLOATS, WORDS), FLOATS),
 }

@@ -39,11 +39,16 @@ def test_without_a_gpu_it_says_what_is_missing():
     assert done.stderr.count("\n") == 1
 
 
+def test_without_results_there_is_nothing_to_draw(tmp_path):
+    done = example("--draw", "--out", str(tmp_path))
+    assert done.returncode == 1 and done.stderr.startswith("error: there is no ") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_quick_checks_every_kernel():
     done = example("--quick")
     assert done.returncode == 0, done.stderr
-    for op in ("cuda_quantize", "cuda_linear", "cuda_int8_linear", "in two parts", "by cuBLASLt"):
+    for op in ("cuda_quantize", "cuda_norm_quantize", "cuda_linear", "cuda_int8_linear", "in two parts", "by cuBLASLt"):
         assert next(line for line in done.stdout.splitlines() if f" {op} " in line).rstrip().endswith("right")
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from int8pass.bench import gpu, gpu_check, gpu_check_processes
+from int8pass.bench import gpu, gpu_check, gpu_check_processes, gpu_measure
 from int8pass.bench.gpu_check import DTYPES, LARGE, RULES, SMALL, TIMED, Check, Task, why_not
 from int8pass.bench.gpu_choices import Stopwatch
 from int8pass.bench.measure import Unavailable
@@ -59,8 +59,9 @@ def test_what_an_op_raises_is_its_line_and_the_others_go_on(monkeypatch):
             "cuda_int8_linear": lambda: fused.cuda_int8_linear(x, *rest), "zeros": lambda: torch.zeros(2, 4),
         }
     )  # fmt: skip
-    quantize, linear, zeros = gpu_check.summary(gpu_check.findings(TINY, CPU))
-    assert quantize == Check("cuda_quantize", 1, 0.0, "")
+    monkeypatch.setattr(gpu_check, "_norm_error", lambda *arguments: 0.5)
+    quantize, norm, linear, zeros = gpu_check.summary(gpu_check.findings(TINY, CPU))
+    assert quantize == Check("cuda_quantize", 1, 0.0, "") and norm == Check("cuda_norm_quantize", 4, 0.5, "")
     assert (linear.cases, linear.worst, linear.wrong) == (2, math.inf, ("float16",))
     assert linear.failure == (
         "M, K, N = (2, 8, 4), float16, threshold 0.0, column: RuntimeError: CUBLAS_STATUS_NOT_SUPPORTED and more"
@@ -74,9 +75,10 @@ def test_what_an_op_raises_is_its_line_and_the_others_go_on(monkeypatch):
 def test_without_quantization_what_follows_it_is_wrong_too(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(fused, "cuda_quantize", fail)
+    monkeypatch.setattr(fused, "cuda_norm_quantize", fail)
     monkeypatch.setattr(fused, "cuda_int8_linear", lambda *arguments: torch.zeros(2, 4))
     found = {each.name: each.failure for each in gpu_check.summary(gpu_check.findings(TINY, CPU))}
-    for op in ("cuda_quantize", "cuda_linear", "in two parts"):
+    for op in ("cuda_quantize", "cuda_norm_quantize", "cuda_linear", "in two parts"):
         assert found[op].endswith("RuntimeError: CUBLAS_STATUS_NOT_SUPPORTED and more")
     assert found["cuda_int8_linear"].endswith("column")
 
@@ -114,13 +116,21 @@ def test_int8mixed_is_not_timed_with_a_wrong_kernel_and_its_peers_are(tmp_path):
     assert [each["failure"] for each in found.machine["checked"]] == [each.failure for each in WRONG]
 
 
+@pytest.mark.parametrize("error", [0.5, math.inf, math.nan])
+def test_a_result_that_is_far_off_with_the_tiles_that_would_be_timed_is_not_timed(error):
+    assert gpu_measure._right(0.02) == 0.02
+    with pytest.raises(Unavailable, match=r"^not timed: the result is wrong, its relative error is"):
+        gpu_measure._right(error)
+
+
 def work(sender, task, device):
-    """In the place of a check: aborts, takes too long, or sends."""
+    """In the place of a check: sends a finding, then aborts, takes too long, or ends as it should."""
+    sender.send(gpu_check.Finding("op", task.dtype, str(task), 0.5))
     if task.shape[0] == 1:
         os.abort()
     if task.shape[0] == 2:
         time.sleep(60)
-    sender.send([gpu_check.Finding("op", task.dtype, str(task), 0.5)])
+    sender.send(None)
 
 
 def test_a_process_that_ends_early_or_takes_too_long_is_a_line(monkeypatch):
@@ -128,11 +138,11 @@ def test_a_process_that_ends_early_or_takes_too_long_is_a_line(monkeypatch):
     todo = [Task((rows, 8, 8), torch.float16, RULES[:1]) for rows in (3, 1, 4)]
     seen = []
     found = gpu_check_processes.in_processes(todo, CPU, 2, seen.append)
-    assert [each.op for each in found] == ["op", "a process", "op"]
-    assert [each.case for each in found] == list(map(str, todo)) and sorted(seen) == sorted(map(str, todo))
-    assert found[1].raised.startswith("ended with status -")
+    assert [each.op for each in found] == ["op", "op", "a process", "op"] and sorted(seen) == sorted(map(str, todo))
+    assert [each.case for each in found] == [str(todo[number]) for number in (0, 1, 1, 2)]
+    assert found[2].raised.startswith("ended with status -")
     endless = Task((2, 8, 8), torch.float16, RULES[:1])
-    (late,) = gpu_check_processes.in_processes([endless], CPU, 1, seen.append, longest=1)
+    *_, late = gpu_check_processes.in_processes([endless], CPU, 1, seen.append, longest=1)
     assert late.op == "a process" and late.raised == "took over 1 s"
 
 

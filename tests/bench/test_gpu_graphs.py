@@ -52,7 +52,7 @@ def gpu(monkeypatch):
         current, generator, failure = Stream(), Generator(), None
 
     @contextlib.contextmanager
-    def capture(graph):
+    def capture(graph, capture_error_mode):
         before, Gpu.current, Gpu.generator.capturing = Gpu.current, Stream(), True
         yield
         if Gpu.failure is not None:

@@ -11,6 +11,7 @@ import torch
 from int8pass.break_even import store
 from int8pass.break_even.case import Case
 from int8pass.config import Int8MixedConfig
+from int8pass.kernels import identity
 
 F32 = torch.float32
 CASE = Case(16, 64, 32, F32, F32, F32, F32, torch.device("cpu"))
@@ -77,10 +78,10 @@ def test_the_kernel_version_follows_the_sources(monkeypatch, tmp_path):
     sources = tmp_path / "kernels" / "cuda"
     sources.mkdir(parents=True)
     (sources / "a.py").write_text("one")
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "break_even" / "store.py"))
-    first = store.kernel_version.__wrapped__()
+    monkeypatch.setattr(identity, "__file__", str(tmp_path / "kernels" / "identity.py"))
+    first = identity.kernel_version.__wrapped__()
     (sources / "a.py").write_text("two")
-    assert store.kernel_version.__wrapped__() != first
+    assert identity.kernel_version.__wrapped__() != first
 
 
 @pytest.mark.parametrize(

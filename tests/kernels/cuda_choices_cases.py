@@ -9,17 +9,17 @@ from triton.runtime.errors import OutOfResources
 
 from int8pass.bench.gpu_cases import LinearShape
 from int8pass.bench.gpu_choices import Stopwatch, measure_products, measure_tiles
-from int8pass.break_even import products
-from int8pass.kernels.cuda import gemm, many_rows
+from int8pass.kernels.cuda import comparisons, gemm, many_rows, products
+from int8pass.kernels.cuda.comparisons import Comparison
 from tests.kernels.cuda_inputs import DEVICE, DTYPES, Case, planted
 
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(products, "cache_folder", lambda: tmp_path)
-    products._faster.cache_clear()
+    monkeypatch.setattr(comparisons, "cache_folder", lambda: tmp_path)
+    products.COMPARISONS.forget()
     yield tmp_path
-    products._faster.cache_clear()
+    products.COMPARISONS.forget()
 
 
 @pytest.mark.parametrize("threshold, outliers, original", [(6.0, "column", True), (6.0, "token", False),
@@ -29,7 +29,7 @@ def test_by_cublaslt(monkeypatch, threshold, outliers, original):
         x, weight, bias = planted(40, 72, dtype, 3), planted(136, 72, dtype, 0), planted(1, 136, dtype, 0)[0]
         case = Case(x, weight, bias, threshold, outliers, original)
         case.check(case.results()[1])
-        products.save(DEVICE, [products.Comparison(products.Size.of(40, 136, 72, dtype), 2.0)])
+        products.COMPARISONS.save(DEVICE, [Comparison(products.Size.of(40, 136, 72, dtype), 2.0)])
         with monkeypatch.context() as patch:
             patch.setattr(many_rows, "int8_gemm", None)  # it is not called
             for y in case.results():
@@ -55,11 +55,17 @@ def test_a_way_that_fails_is_a_row_and_what_was_found_before_it_is_kept(monkeypa
 
     text, cublaslt, saved = io.StringIO(), many_rows.cublaslt_linear, []
     monkeypatch.setattr(many_rows, "cublaslt_linear", too_large)
-    save = products.save
-    monkeypatch.setattr(products, "save", lambda device, found: saved.append(list(found)) or save(device, found))
+    save = products.COMPARISONS.save
+
+    def noted(device, found):
+        saved.append((len(found), text.getvalue()))
+        return save(device, found)
+
+    monkeypatch.setattr(products.COMPARISONS, "save", noted)
     shapes = [LinearShape(rows, 32, 48) for rows in (24, 40, 20)]
     found = measure_products(Stopwatch(DEVICE, torch.float16, 1), shapes, Console(file=text, width=200))
-    assert [len(each) for each in saved] == [1, 1] and [each.size.rows for each in found] == [32, 32]
+    assert [count for count, _ in saved] == [1, 1] and [each.size.rows for each in found] == [32, 32]
+    assert "32x48 M=24" in saved[0][1] and "32x48 M=20" not in saved[0][1]  # each row is printed when it is there
     assert "cublaslt: OutOfMemoryError: no memory for [sums]" in text.getvalue()
 
 

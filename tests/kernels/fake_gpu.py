@@ -95,7 +95,7 @@ def main() -> None:
         chosen = tuning.autotune
         tuning.autotune = lambda configs, key, prune=None: chosen([configs[_typical(configs)]], key)
 
-    from int8pass.kernels.cuda import epilogue, few_rows, fused, gemm, quantize, tiles
+    from int8pass.kernels.cuda import epilogue, few_rows, fused, gemm, norm_quantize, quantize, tiles
     from int8pass.kernels.cuda.column_words import empty_words
 
     epilogue.has_bfloat16_product = lambda device: capability >= 80
@@ -120,7 +120,17 @@ def main() -> None:
         for tile in middle if rows <= tiles.MOST_ROWS else (None,):
             for parts in (1, 2):
                 gemm.int8_gemm(x_codes, codes, ending, tile and dataclasses.replace(tile, parts=parts))
-    kernels = (quantize._quantize_rows, gemm._int8_gemm.fn, few_rows.few_rows_kernel.fn, epilogue._finish_sums)
+    for features, dtype, kind, added, centered in NORMS:
+        x, vector = torch.zeros(2048, features, dtype=dtype), torch.ones(features, dtype=dtype)
+        flags, _ = fused.known_columns((0,), features, x.device)
+        norm_quantize.norm_quantize(
+            x, x if added else None, vector, vector if centered else None, 1e-5, centered, getattr(fused, kind), 6.0,
+            flags,
+        )  # fmt: skip
+    kernels = (
+        quantize._quantize_rows, gemm._int8_gemm.fn, few_rows.few_rows_kernel.fn, epilogue._finish_sums,
+        norm_quantize._norm_quantize_rows,
+    )  # fmt: skip
     assembly = {kernel.__name__: _assembly(kernel) for kernel in kernels}
     print(json.dumps({"loaded": gpu.loaded, "assembly": assembly}))
 
@@ -158,6 +168,15 @@ UNALIGNED = (
     (2048, 5140, 1024, torch.float16, "COLUMN", True),
     (40, 5140, 1024, torch.float16, "COLUMN", True),
     (16, 5140, 1024, torch.float16, "COLUMN", True),
+)
+# features, dtype, which outliers, whether a residual is added, whether it is LayerNorm
+NORMS = (
+    (4096, torch.float16, "COLUMN", True, False),
+    (12288, torch.bfloat16, "TOKEN", True, True),
+    (12288, torch.float16, "COLUMN", True, True),
+    (768, torch.float32, "LISTED", False, True),
+    (5140, torch.float16, "NONE", False, False),
+    (20000, torch.float16, "TOKEN", True, False),
 )
 
 if __name__ == "__main__":

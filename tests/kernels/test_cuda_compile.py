@@ -27,16 +27,16 @@ def compiled(capability, *arguments):
 )
 def test_instructions(capability, product):
     found = compiled(capability)
-    names = ("_quantize_rows", "_int8_gemm", "few_rows_kernel", "_finish_sums")
-    quantize, many, few, finish = (found["assembly"][name] for name in names)
-    for instructions in (quantize, few):
+    names = ("_quantize_rows", "_int8_gemm", "few_rows_kernel", "_finish_sums", "_norm_quantize_rows")
+    quantize, many, few, finish, norm = (found["assembly"][name] for name in names)
+    for instructions in (quantize, few, norm):
         assert "div.rn.f32" in instructions and not any(name.startswith("div.full") for name in instructions)
     assert any(name.startswith(product) and "s32.s8.s8" in name for name in many)
     assert any(name.startswith("mma.sync") and "s32.s8.s8" in name for name in few)
     for instructions in (many, few, finish):  # words of the column cache, each read and written at once
         assert any(name.startswith("ld.global.cg") for name in instructions)
         assert any(name.startswith("st.global.cg") for name in instructions)
-    for instructions in (quantize, many, few, finish):
+    for instructions in (quantize, many, few, finish, norm):
         assert not any(".tf32" in name or ".ftz" in name for name in instructions)
     # A few bytes are for the slow path of division; more would be registers that were spilled to memory, as those of
     # the one case that multiplies outliers in float32 are at this tile size: tuning gives it smaller ones.
@@ -58,7 +58,9 @@ def test_an_unaligned_width_is_loaded_while_the_tile_before_is_multiplied(argume
 def test_turing():
     """Triton has no int8 product for it: float16 products, exact in their float32 sums, without tensor cores."""
     found = compiled(75)
-    assert {"_int8_gemm", "few_rows_kernel", "_quantize_rows"} <= {kernel["kernel"] for kernel in found["loaded"]}
+    assert {"_int8_gemm", "few_rows_kernel", "_quantize_rows", "_norm_quantize_rows"} <= {
+        kernel["kernel"] for kernel in found["loaded"]
+    }
 
 
 @pytest.mark.slow

@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
-from int8pass import pipeline
 from int8pass.graph import operation, value_of
-from int8pass.lower import inductor
-from int8pass.passes.verify_ops import verify_ops
-from int8pass.quantization.profile import Profile, ProfiledLayer, weight_fingerprint
 from tests.graphs import holder, program_of, signs, text_of
+from tests.lower.fake_cuda import argument, lower, lowered, operations, profile_of
 
 THREE = dict(q=(6, 16), k=(6, 16), v=(10, 16))
 OPTIONS = [{}, {"threshold": 0.0}, {"outliers": "token"}, {"outlier_weights": "dequantized"}]
@@ -25,39 +22,8 @@ def projections(m, x):
     return F.linear(x, m.q), F.linear(x, m.k), F.linear(x, m.v)
 
 
-def lowered(call, *inputs, dynamic=False, **options):
-    """The program after all passes, lowered for Inductor as if its tensors were on a GPU."""
-    return _lower(program_of(call, *inputs, dynamic=dynamic, **options))
-
-
-def _lower(program):
-    pipeline.run(program)
-    for node in program.graph.nodes:
-        node.meta["val"] = tree_map(_on_cuda, value_of(node))
-        node.meta.pop("example_value", None)
-    pipeline.run(program, passes=inductor.PASSES)
-    verify_ops(program)
-    return program
-
-
-def _on_cuda(value):
-    if not isinstance(value, torch.Tensor):
-        return value
-    with value.fake_mode:
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
-
-
-def argument(node, name):
-    """An argument of an op's node, by its name in the schema."""
-    return node.args[[each.name for each in node.target._schema.arguments].index(name)]
-
-
 def words_dtype(node):
     return value_of(argument(node, "words")).dtype
-
-
-def operations(program):
-    return [operation(node) for node in program.graph.nodes if operation(node)]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -100,11 +66,7 @@ def _assert_backed(value):
 
 def test_columns_of_a_profile():
     module, x = holder(projections, **THREE), signs(20, 16)
-    layers = [
-        ProfiledLayer(name, tuple(weight.shape), 1.0, (2, 7), weight_fingerprint(weight))
-        for name, weight in module.named_parameters()
-    ]
-    program = lowered(module, x, profile=Profile(tuple(layers), threshold=6.0, batches=1))
+    program = lowered(module, x, profile=profile_of(module, (2, 7)))
     assert operations(program) == ["cuda_quantize", *["getitem"] * 3, *["cuda_linear"] * 3]
     for node in program.graph.nodes:
         if operation(node) in ("cuda_quantize", "cuda_linear"):
@@ -133,7 +95,7 @@ def test_no_cache_where_no_column_of_the_weight_is_read(options):
 def test_graphs_that_need_gradients_stay_op_by_op():
     """The bias is added by plain operations there, and the sums reach a straight-through estimator."""
     program = program_of(holder(lambda m, x: F.linear(x, m.w), w=(6, 16)), signs(20, 16).requires_grad_(), grad=True)
-    assert "cuda_int8_linear" in operations(_lower(program)) and "straight_through" in operations(program)
+    assert "cuda_int8_linear" in operations(lower(program)) and "straight_through" in operations(program)
 
 
 class Text(expecttest.TestCase):

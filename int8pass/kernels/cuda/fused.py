@@ -5,6 +5,7 @@ stays in its memory, so a CUDA graph captures every op.
 """
 
 import functools
+import importlib.util
 import logging
 
 import torch
@@ -61,6 +62,39 @@ cuda_quantize = _define(
     "cuda_quantize(Tensor x, float threshold, bool per_token, int[]? columns=None) -> (Tensor, Tensor, Tensor)",
     _cuda_quantize_fake,
     _cuda_quantize,
+)
+
+
+# --- cuda_norm_quantize: y = LayerNorm (centered) or RMSNorm of x + residual over the last dimension, and cuda_quantize
+# of y. Results: y [..., K], what cuda_quantize gives, and x + residual [..., K] (empty without a residual).
+
+
+def _cuda_norm_quantize(x, residual, weight, bias, eps, centered, threshold, per_token, columns=None):
+    from int8pass.kernels.cuda.norm_quantize import norm_quantize
+
+    _require(x)
+    flags = None if columns is None else known_columns(tuple(columns), x.shape[-1], x.device)[0]
+    kind = outlier_kind(threshold, per_token, columns)
+    added = None if residual is None else _rows(residual)
+    weight, bias = (part if part is None else part.contiguous() for part in (weight, bias))
+    y, codes, scale, found, total = norm_quantize(
+        _rows(x), added, weight, bias, eps, centered, kind, threshold, flags
+    )  # fmt: skip
+    total = total if residual is None else total.reshape(x.shape)
+    return y.reshape(x.shape), codes.reshape(x.shape), scale.reshape(x.shape[:-1]), found, total
+
+
+def _cuda_norm_quantize_fake(x, residual, weight, bias, eps, centered, threshold, per_token, columns=None):
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = torch.empty(0 if residual is None else x.shape, dtype=x.dtype, device=x.device)
+    return y, *_cuda_quantize_fake(x, threshold, per_token, columns), total
+
+
+cuda_norm_quantize = _define(
+    "cuda_norm_quantize(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, bool centered, "
+    "float threshold, bool per_token, int[]? columns=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _cuda_norm_quantize_fake,
+    _cuda_norm_quantize,
 )
 
 
@@ -178,9 +212,7 @@ def require_device(device: torch.device) -> None:
             "Triton compiles int8 products for compute capability 7.5 without tensor cores: the results are right, but "
             "slower than the float model's"
         )
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("triton") is None:
         raise MissingDependencyError(
             "int8 on CUDA needs Triton, which PyTorch's CUDA builds bring along: pip install 'int8pass[gpu]'"
-        ) from error
+        )

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from int8pass.break_even.products import CUBLASLT, product_for
 from int8pass.kernels.cuda.capability import multiprocessors
 from int8pass.kernels.cuda.epilogue import Epilogue, finish_sums
 from int8pass.kernels.cuda.gemm import int8_gemm
+from int8pass.kernels.cuda.products import CUBLASLT, product_for
 from int8pass.kernels.cuda.tiles import tile_for
 from int8pass.torch_private import int8_product
 

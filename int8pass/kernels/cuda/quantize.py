@@ -99,20 +99,44 @@ def quantize(x: Tensor, outliers: int, threshold: float, flags: Tensor | None = 
     tensor.
     """
     M, K = x.shape
-    finds = outliers in (COLUMN.value, TOKEN.value)
-    codes = torch.empty((M, K), dtype=torch.int8, device=x.device)
-    scales = torch.empty(M, dtype=torch.float32, device=x.device)
-    columns = torch.empty(K + 1 if finds else 0, dtype=torch.int32, device=x.device)
-    if finds:
+    if finds_columns(outliers):
         flags = torch.zeros(K, dtype=torch.int8, device=x.device)
     if outliers == COLUMN.value:
         grid = (triton.cdiv(M, _MARK_ROWS), triton.cdiv(K, _MARK_COLUMNS))
         _mark_columns[grid](x, flags, M, K, x.stride(0), threshold, BLOCK_M=_MARK_ROWS, BLOCK_K=_MARK_COLUMNS)
+    codes, scales, columns = empty_parts(x, outliers)
+    quantize_rows(x, outliers, threshold, flags, codes, scales, columns)
+    return codes, scales, columns
+
+
+def finds_columns(outliers: int) -> bool:
+    """Whether the columns with outliers are found in x, and listed."""
+    return outliers in (COLUMN.value, TOKEN.value)
+
+
+def empty_parts(x: Tensor, outliers: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where codes, scales and columns go."""
+    M, K = x.shape
+    codes = torch.empty((M, K), dtype=torch.int8, device=x.device)
+    scales = torch.empty(M, dtype=torch.float32, device=x.device)
+    columns = torch.empty(K + 1 if finds_columns(outliers) else 0, dtype=torch.int32, device=x.device)
+    return codes, scales, columns
+
+
+def quantize_rows(
+    x: Tensor, outliers: int, threshold: float, flags: Tensor | None, codes: Tensor, scales: Tensor, columns: Tensor
+) -> None:  # fmt: skip
+    """Fill codes, scales and columns. flags: for COLUMN and LISTED 1 at the outlier columns, for TOKEN zeros."""
+    M, K = x.shape
     block = min(triton.next_power_of_2(K), _LARGEST_BLOCK)
     _quantize_rows[(M + 1 if outliers == COLUMN.value else M,)](
         x, flags, codes, scales, columns, M, K, x.stride(0), threshold,
         OUTLIERS=outliers, BLOCK_K=block, num_warps=8 if block > 1024 else 4,
     )  # fmt: skip
     if outliers == TOKEN.value:
-        _list_kernel[(1,)](flags, columns, K)
-    return codes, scales, columns
+        list_columns(flags, columns)
+
+
+def list_columns(flags: Tensor, columns: Tensor) -> None:
+    """Fill columns from int8[K] flags."""
+    _list_kernel[(1,)](flags, columns, flags.shape[0])

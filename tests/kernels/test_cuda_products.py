@@ -7,8 +7,9 @@ import logging
 import pytest
 import torch
 
-from int8pass.break_even import products
-from int8pass.break_even.products import CUBLASLT, TRITON, Comparison, Size, cublaslt_takes, product_for
+from int8pass.kernels.cuda import comparisons
+from int8pass.kernels.cuda.comparisons import Comparison
+from int8pass.kernels.cuda.products import COMPARISONS, CUBLASLT, TRITON, Size, cublaslt_takes, product_for
 
 pytest.importorskip("triton")
 
@@ -17,14 +18,14 @@ CPU, HALF = torch.device("cpu"), torch.float16
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(products, "cache_folder", lambda: tmp_path)
-    products._faster.cache_clear()
+    monkeypatch.setattr(comparisons, "cache_folder", lambda: tmp_path)
+    COMPARISONS.forget()
     yield tmp_path / "cuda_products"
-    products._faster.cache_clear()
+    COMPARISONS.forget()
 
 
 def keep(speed, rows=2048, outputs=64, features=32, dtype=HALF):
-    return products.save(CPU, [Comparison(Size.of(rows, outputs, features, dtype), speed)])
+    return COMPARISONS.save(CPU, [Comparison(Size.of(rows, outputs, features, dtype), speed)])
 
 
 def test_unless_measured_it_is_tritons():
@@ -45,7 +46,7 @@ def test_sizes_are_kept_beside_each_other(cache):
     keep(1.2)
     assert keep(1.5, rows=100) == next(cache.iterdir())
     assert len(list(cache.iterdir())) == 1
-    products._faster.cache_clear()  # as another process reads it
+    COMPARISONS.forget()  # as another process reads it
     assert product_for(2048, 64, 32, HALF, CPU) == product_for(65, 64, 32, HALF, CPU) == CUBLASLT
 
 
@@ -64,14 +65,14 @@ def test_what_cublaslt_does_not_take_is_tritons(size, taken):
 def test_a_file_that_cannot_be_read_is_named(content, caplog):
     path = keep(1.2)
     path.write_text(content)
-    products._faster.cache_clear()
+    COMPARISONS.forget()
     with caplog.at_level(logging.WARNING, "int8pass"):
         assert product_for(2048, 64, 32, HALF, CPU) == TRITON
     assert str(path) in caplog.text and "Triton's int8 product is used" in caplog.text
 
 
 def test_a_checkout_that_is_not_installed_has_results_too(monkeypatch):
-    products._key.cache_clear()
+    comparisons._key.cache_clear()
     monkeypatch.setattr(importlib.metadata, "version", pytest.fail)
     keep(1.2)
     assert product_for(2048, 64, 32, HALF, CPU) == CUBLASLT
@@ -83,5 +84,5 @@ def test_another_version_has_other_results(monkeypatch):
     content = json.loads(path.read_text())
     content["key"]["torch"] = "0"
     path.write_text(json.dumps(content))
-    products._faster.cache_clear()
+    COMPARISONS.forget()
     assert product_for(2048, 64, 32, HALF, CPU) == TRITON
