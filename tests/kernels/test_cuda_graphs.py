@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from int8pass.kernels.cuda import norms
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 OPTIONS = [{}, {"threshold": 0.0}, {"outliers": "token"}, {"outlier_weights": "dequantized"}]
@@ -22,6 +24,18 @@ class Model(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
+class Normed(Model):
+    """A norm of a sum before them, and the sum again behind."""
+
+    def __init__(self, dtype, norm):
+        super().__init__(dtype)
+        self.norm = norm(256, device="cuda", dtype=dtype)
+
+    def forward(self, x):
+        total = x + x.flip(-1)
+        return total + super().forward(self.norm(total))
+
+
 @pytest.fixture
 def no_waiting():
     """Turns a wait for the device into an error, once it is called."""
@@ -36,15 +50,12 @@ def inputs(rows, dtype, seed):
     return x.to(dtype)
 
 
-@pytest.mark.parametrize("rows", [1, 16, 100])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_captured_without_waiting(fresh_compiler, no_waiting, options, dtype, rows):
+def check_captured(model, options, x_of, no_waiting, tolerance):
     """Replays follow x: other outlier columns, and another number of them, at each call."""
-    model = Model(dtype).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
     compiled = torch.compile(model, backend="int8mixed", options={"mode": "reduce-overhead", **options})
     one_by_one = torch.compile(model, backend="int8mixed", options={"lowering": "eager", **options})
-    batches = [inputs(rows, dtype, seed) for seed in range(1, 7)]
+    batches = [x_of(seed) for seed in range(1, 7)]
     with torch.no_grad():
         expected = [one_by_one(x) for x in batches]
         for x in batches[:3]:  # compiles, warms up, captures
@@ -52,6 +63,24 @@ def test_captured_without_waiting(fresh_compiler, no_waiting, options, dtype, ro
         no_waiting()
         results = [compiled(x).clone() for x in batches]
     torch.cuda.set_sync_debug_mode("default")
-    tolerance = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}[dtype]
     for y, reference in zip(results, expected, strict=True):
         torch.testing.assert_close(y, reference, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 100])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_captured_without_waiting(fresh_compiler, no_waiting, options, dtype, rows):
+    tolerance = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}[dtype]
+    check_captured(Model(dtype), options, lambda seed: inputs(rows, dtype, seed), no_waiting, tolerance)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_captured_behind_a_norm(fresh_compiler, no_waiting, monkeypatch, options, norm):
+    """In one kernel with it, as if measured to be faster. (A few codes are others: the norm is rounded otherwise.)"""
+    asked = []
+    monkeypatch.setattr(norms, "pays", lambda size, device: asked.append(size) or True)
+    x_of = lambda seed: inputs(100, torch.float32, seed)  # noqa: E731
+    check_captured(Normed(torch.float32, norm), options, x_of, no_waiting, tolerance=1e-2)
+    assert asked and asked[0].added
