@@ -2,9 +2,9 @@
 
 In each round every contestant runs one batch of calls, long enough for the clock; the order rotates between rounds.
 What is compared is the median over the rounds of the ratio of two contestants in the same round. Each batch comes after
-a pause and an untimed call: the thread pool of the contestant before has stopped spinning (ONNX Runtime's takes its time,
-and on two cores whoever came next would run on one), its own has woken up. Where
-contestants share weights, `before` drives from the caches what the one before has read.
+an untimed call, and a pause until no thread of the contestant before spins any more: ONNX Runtime's do for up to 0.1 s,
+in which whoever came next would be a core short. Where contestants share weights, `before` drives from the caches what
+the one before has read.
 """
 
 import contextlib
