@@ -15,7 +15,7 @@ from int8pass.decision_guard import DecisionGuard
 from int8pass.inspection.dump import Dump
 from int8pass.notices import warn_where_nothing_happened
 from int8pass.program import Program
-from int8pass.torch_private import compiled_module, is_recompilation
+from int8pass.torch_private import compiled_frame, compiled_module
 
 
 def int8mixed(
@@ -33,13 +33,31 @@ def int8mixed(
     config = Int8MixedConfig.from_options(options, mode=mode)
     names = ModuleNames(compiled_module())
     program = program_from_dynamo(graph_module, example_inputs, config, names)
-    # Blocks of a model, each compiled on its own, share code but not weights. Guards must hold for fresh and for freed
-    # ones: the first compilation frees at once and guards on freed weights, a later one on fresh ones, freed at calls.
-    program.frees_at_calls = is_recompilation()
+    program.frees_at_calls = _frees_at_calls(config)
     run = _compile(program, example_inputs, config.lowering)
     weights = {program.input_names.index(name): program.tensors[name] for name in program.linear_inputs}
     compile_eager = functools.partial(_compile, lowering_name="eager")
     return DecisionGuard(graph_module, config, weights, names, run, compile_eager)
+
+
+_FRAMES_THAT_FREE: set[int] = set()
+
+
+def _frees_at_calls(config: Int8MixedConfig) -> bool:
+    """Whether the code that Dynamo compiles was compiled with free_weights before.
+
+    Blocks of a model, each compiled on its own, share code but not weights. Guards must hold for fresh and for freed
+    ones: the first compilation frees at once and guards on freed weights, a later one on fresh ones, freed at calls.
+    """
+    frame = compiled_frame()
+    if frame is None:
+        return False
+    if not frame.earlier:
+        _FRAMES_THAT_FREE.discard(frame.number)  # numbers begin anew after torch._dynamo.reset()
+    if not config.free_weights or frame.number in _FRAMES_THAT_FREE:
+        return config.free_weights
+    _FRAMES_THAT_FREE.add(frame.number)
+    return False
 
 
 def _compile(program: Program, example_inputs: list, lowering_name: str) -> Callable:

@@ -25,7 +25,7 @@ class InputBinding:
         graph = program.graph
         positions = {name: position for position, name in enumerate(program.input_names)}
         unread = _drop_unread_weights(program)
-        self._freed = [positions[name] for name in unread] if _frees_at_calls(program) else []
+        self._freed = [positions[name] for name in unread] if program.frees_at_calls else []
         self._added = {name: node for name, node in _placeholders(graph).items() if name in program.weight_inputs}
         for node in self._added.values():
             mark_added_input(node)
@@ -84,10 +84,6 @@ class _Weight:
 
 def _nothing() -> None:
     return None
-
-
-def _frees_at_calls(program: Program) -> bool:
-    return program.config.free_weights and program.frees_at_calls
 
 
 def _drop_unread_weights(program: Program) -> list[str]:

@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import fx, nn
@@ -127,13 +128,22 @@ def compiled_module() -> nn.Module | None:
     return None
 
 
-def is_recompilation() -> bool:
-    """Whether the code under compilation was compiled before, for other guards.
+class CompiledFrame(NamedTuple):
+    """The code under compilation. number: Dynamo's, the same for all graphs of it; earlier: how many there are."""
+
+    number: int
+    earlier: int
+
+
+def compiled_frame() -> CompiledFrame | None:
+    """What Dynamo compiles now; None outside of it.
 
     Why private: Dynamo numbers compilations by frame, and tells a backend only through the compile context.
     """
     compile_id = torch._guards.CompileContext.current_compile_id()
-    return compile_id is not None and bool(compile_id.frame_compile_id)
+    if compile_id is None or compile_id.frame_id is None:
+        return None
+    return CompiledFrame(compile_id.frame_id, compile_id.frame_compile_id)
 
 
 def is_tracing() -> bool:

@@ -70,19 +70,30 @@ def test_mode_options():
         torch_private.inductor_mode_options("no such mode")
 
 
-def test_is_recompilation_tells_the_second_compilation_of_a_frame():
+def test_compiled_frame_tells_graphs_of_one_code_from_those_of_another():
     torch._dynamo.reset()
     seen = []
 
     def backend(graph_module, example_inputs):
-        seen.append(torch_private.is_recompilation())
+        seen.append(torch_private.compiled_frame())
         return graph_module.forward
 
-    compiled = torch.compile(nn.Linear(4, 4), backend=backend, dynamic=False)
-    compiled(torch.randn(2, 4))
-    compiled(torch.randn(3, 4))
-    assert seen == [False, True]
-    assert not torch_private.is_recompilation()
+    class First(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    class Other(nn.Module):
+        def forward(self, x):
+            return x + 2
+
+    for model in (First(), Other()):
+        compiled = torch.compile(model, backend=backend, dynamic=False)
+        compiled(torch.randn(2, 4))
+        compiled(torch.randn(3, 4))
+    assert [frame.earlier for frame in seen] == [0, 1, 0, 1]
+    first, again, other, other_again = (frame.number for frame in seen)
+    assert first == again != other == other_again
+    assert torch_private.compiled_frame() is None
 
 
 def test_compiling_apart_does_not_use_up_the_recompile_limit():

@@ -132,6 +132,16 @@ def test_freed_weights_survive_recompiles(lowering, quantized_shapes, programs):
         torch.testing.assert_close(result, twin(x), rtol=1e-4, atol=1e-4)
 
 
+def test_code_that_was_compiled_without_freeing_is_compiled_to_free_once(programs):
+    x = activation(5)
+    compiled(frozen(Mlp()))(x)
+    before = len(programs)
+    run = compiled(frozen(Mlp()), options={"free_weights": True})
+    for _ in range(3):
+        run(x)
+    assert len(programs) == before + 1
+
+
 def test_storage_shared_with_another_tensor_stays():
     fused = torch.randn(2 * OUT, IN)
     kept = fused.clone()

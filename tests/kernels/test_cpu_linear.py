@@ -145,6 +145,36 @@ def test_a_row_whose_largest_feature_is_an_outlier_elsewhere_is_scaled_without_i
     assert np.array_equal(scale.numpy(), expected_scale)
 
 
+@pytest.mark.parametrize("largest", [1.0, 3.7, 1e-33, 3e38])
+def test_quotients_at_and_beside_a_half_round_as_those_of_a_division(largest):
+    rows, columns = 32, 600
+    generator = np.random.default_rng(0)
+    most = (largest * generator.uniform(0.5, 1.0, (rows, 1))).astype(np.float32)
+    scale = most / np.float32(127)
+    halves = generator.integers(-126, 126, (rows, columns)).astype(np.float32) + np.float32(0.5)
+    x = (halves * scale).view(np.int32) + generator.integers(-3, 4, (rows, columns)).astype(np.int32)
+    x = np.concatenate([most, x.view(np.float32)], 1)
+    codes, found, _ = fused.cpu_quantize(torch.from_numpy(x), 0.0, False)
+    expected, expected_scale, _ = reference.quantize_activation(x, 0.0, "column")
+    assert np.array_equal(found.numpy(), expected_scale)
+    assert np.array_equal(codes.numpy()[:, : columns + 1].astype(np.int32) - 128, expected)
+    by_reciprocal = np.rint(x * (np.float32(1) / expected_scale[:, None]))
+    assert (expected != by_reciprocal).any()  # so a reciprocal alone would not do
+
+
+@pytest.mark.parametrize("outliers", ["column", "token"])
+def test_rows_with_outliers_in_columns_of_their_own(outliers):
+    x = planted(64, 300, torch.float32, outliers=0).clamp_(-5, 5)
+    for row, column in ((3, 7), (3, 8), (4, 8), (20, 7), (20, 299), (41, 0), (63, 150)):
+        x[row, column] = 50.0 + column
+    x[30, 7] = 5.5  # the largest of its row, in a column that row 3 made an outlier
+    codes, scale, mask = fused.cpu_quantize(x, 6.0, outliers == "token")
+    expected, expected_scale, _ = reference.quantize_activation(x.numpy(), 6.0, outliers)
+    assert mask.nonzero().flatten().tolist() == [0, 7, 8, 150, 299]
+    assert np.array_equal(scale.numpy(), expected_scale)
+    assert np.array_equal(codes.numpy()[:, :300].astype(np.int32) - 128, expected)
+
+
 def test_every_feature_an_outlier():
     x, weight = planted(9, 200, torch.float32), planted(70, 200, torch.float32)
     y = run(x, weight, None, 1e-6, "column", original=True)[0]

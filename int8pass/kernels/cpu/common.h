@@ -42,4 +42,11 @@ inline std::vector<int64_t> marked(const uint8_t* mask, int64_t count) {
   return columns;
 }
 
+inline std::vector<int64_t> nonzero(const std::vector<uint32_t>& marks) {
+  std::vector<int64_t> columns;
+  for (size_t k = 0; k < marks.size(); ++k)
+    if (marks[k]) columns.push_back(static_cast<int64_t>(k));
+  return columns;
+}
+
 }  // namespace int8pass

@@ -12,22 +12,10 @@
 #include <mutex>
 #include <tuple>
 
+#include "codes.h"
 #include "common.h"
 
 namespace int8pass {
-
-// |x| as ordered bits: a NaN sorts above infinity, so a maximum over them never hides it
-inline uint32_t magnitude_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits & 0x7fffffffu;
-}
-
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
 
 // The bits of the largest magnitude
 template <typename T>
@@ -54,38 +42,6 @@ inline float scale_from(uint32_t bits) {
   const float scale = from_bits(bits) / kInt8Max;
   if (std::isinf(scale)) return std::numeric_limits<float>::quiet_NaN();
   return scale < std::numeric_limits<float>::min() ? 0.0f : scale;
-}
-
-// x / scale as IEEE division rounds it, from the rounded reciprocal, in half the time. A quotient within an ulp becomes
-// the right one by one step of Markstein's (IBM J. Res. Dev. 34, 1990); the step before brings it there.
-inline float divide_by_steps(float x, float scale, float reciprocal) {
-  float quotient = x * reciprocal;
-  quotient = std::fma(std::fma(-quotient, scale, x), reciprocal, quotient);
-  return std::fma(std::fma(-quotient, scale, x), reciprocal, quotient);
-}
-
-#if defined(__FMA__) || defined(__aarch64__)
-constexpr float kLeastForSteps = 0x1p-96f;  // under it the steps' remainders would underflow
-#else
-constexpr float kLeastForSteps = std::numeric_limits<float>::infinity();
-#endif
-
-template <typename T, typename Divide>
-INT8PASS_INLINE inline void quantize_each(const T* __restrict x, uint8_t* __restrict codes, int64_t count, Divide divide) {
-  for (int64_t k = 0; k < count; ++k) {
-    const float code = std::nearbyint(divide(static_cast<float>(x[k])));
-    codes[k] = static_cast<uint8_t>(static_cast<int32_t>(code) + kZeroPoint);
-  }
-}
-
-// No code exceeds 127, as scale is the row's largest magnitude / 127
-template <typename T>
-inline void quantize_row(const T* x, float scale, uint8_t* codes, int64_t count) {
-  const float reciprocal = 1.0f / scale;
-  if (scale >= kLeastForSteps)
-    quantize_each(x, codes, count, [&](float value) { return divide_by_steps(value, scale, reciprocal); });
-  else
-    quantize_each(x, codes, count, [&](float value) { return value / scale; });
 }
 
 constexpr int64_t kQuantizeGrain = 131072;  // features: fewer take less time than it takes to wake a thread
@@ -122,25 +78,32 @@ inline void quantize_without(const T* x, float* row, const std::vector<int64_t>&
   finish_quantize(row, most, codes, scale, plan);
 }
 
-// Each row with its own outliers left out
+// Each row with its own outliers left out. By column, those of rows before it too: outlier features are few and the same
+// in most rows, so that a row is mostly done without a search
 template <typename T>
-void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, const QuantizePlan& plan) {
-  const bool detect = plan.threshold > 0.0f;
+void quantize_rows(const T* x, uint8_t* codes, float* scale, uint8_t* outliers, bool per_token,
+                   const QuantizePlan& plan) {
+  const uint32_t least = plan.threshold > 0.0f ? magnitude_bits(plan.threshold) : std::numeric_limits<uint32_t>::max();
   std::mutex merge;
   at::parallel_for(0, plan.rows, plan.grain(), [&](int64_t begin, int64_t end) {
     std::vector<float> row;
     std::vector<uint32_t> seen;  // as wide as a feature, or the loop over them would not vectorize
+    std::vector<int64_t> columns;
     for (int64_t m = begin; m < end; ++m) {
       const T* const own = x + m * plan.width;
-      const uint32_t most = max_bits(own, plan.width);
-      if (!detect || most < magnitude_bits(plan.threshold)) {
-        finish_quantize(own, most, codes + m * plan.padded, scale + m, plan);
+      const auto finish = [&](const auto* values, uint32_t most) {
+        finish_quantize(values, most, codes + m * plan.padded, scale + m, plan);
+      };
+      const bool has_copy = !columns.empty();
+      const uint32_t most = has_copy ? copy_without_columns(own, row.data(), columns, plan.width) : max_bits(own, plan.width);
+      if (most < least) {
+        has_copy ? finish(row.data(), most) : finish(own, most);
         continue;
       }
       row.resize(plan.width);
       seen.resize(plan.width);
-      const uint32_t rest = copy_without_outliers(own, row.data(), seen.data(), plan.threshold, plan.width);
-      finish_quantize(row.data(), rest, codes + m * plan.padded, scale + m, plan);
+      finish(row.data(), copy_without_outliers(own, row.data(), seen.data(), plan.threshold, plan.width));
+      if (!per_token && m + 1 < end) columns = nonzero(seen);
     }
     if (seen.empty()) return;
     std::lock_guard<std::mutex> guard(merge);
@@ -219,8 +182,9 @@ inline std::tuple<Tensor, Tensor, Tensor> cpu_quantize(const Tensor& x, double t
     auto* const codes = out.codes.data_ptr<uint8_t>();
     auto* const scale = out.scale.data_ptr<float>();
     if (known) return quantize_rows_without(data, codes, scale, known->vec(), plan);
-    quantize_rows(data, codes, scale, out.marks(), plan);
-    const std::vector<int64_t> columns = per_token ? std::vector<int64_t>() : marked(out.marks(), out.width);
+    quantize_rows(data, codes, scale, out.marks(), per_token, plan);
+    if (per_token || out.rows == 1) return;  // a row alone has left out its own
+    const std::vector<int64_t> columns = marked(out.marks(), out.width);
     if (!columns.empty()) leave_out_columns(data, codes, scale, columns, plan);
   });
   return {out.codes, out.scale, out.outliers};

@@ -10,23 +10,17 @@ namespace int8pass {
 
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
-// Returns the bits of the largest magnitude. Values past the range are clamped, before the division: a quotient that
-// overflows would be a NaN in its steps. A NaN becomes the smallest value, and its row has scale NaN.
+// Returns the bits of the largest magnitude. Values past the range are clamped, before the division. A NaN becomes the
+// smallest value, and its row has scale NaN.
 template <typename T>
 inline uint32_t quantize_row_static(const T* x, float scale, uint8_t* codes, int64_t count) {
-  const float reciprocal = 1.0f / scale, limit = kInt8Max * scale;
+  const float limit = kInt8Max * scale;
   uint32_t most = 0;
-  const auto clamped = [&](float value) INT8PASS_INLINE {
+  quantize_each(x, scale, codes, count, [&](float value) INT8PASS_INLINE {
     most = std::max(most, magnitude_bits(value));
     const float above = value > -limit ? value : -limit;
     return above < limit ? above : limit;
-  };
-  if (scale >= kLeastForSteps)
-    quantize_each(x, codes, count, [&](float value) INT8PASS_INLINE {
-      return divide_by_steps(clamped(value), scale, reciprocal);
-    });
-  else
-    quantize_each(x, codes, count, [&](float value) INT8PASS_INLINE { return clamped(value) / scale; });
+  });
   return most;
 }
 
