@@ -45,6 +45,29 @@ def test_something_is_done_ahead_of_each_batch():
     assert "".join(clock.order[2:]) == "-a-b-b-a"
 
 
+def test_a_batch_waits_until_threads_of_the_one_before_rest():
+    clock, slept, computed = FakeClock(), [], [0.0]
+
+    def sleep(seconds):
+        slept.append(seconds)
+        computed[0] += seconds if len(slept) in (1, 2, 4) else seconds / 100  # others spin through some pauses
+
+    timing.interleave(
+        {name: clock.call(name, 0.2) for name in "ab"}, 1, clock=clock, sleep=sleep, processor_time=lambda: computed[0]
+    )
+    assert len(slept) == 3 + 2
+
+
+def test_a_pause_ends_although_threads_never_rest():
+    clock = FakeClock()
+
+    def sleep(seconds):
+        clock.now += seconds
+
+    found = timing.interleave({"a": clock.call("a", 0.2)}, 1, clock=clock, sleep=sleep, processor_time=clock)
+    assert found["a"] == pytest.approx([0.2]) and clock.now < 3
+
+
 def test_a_batch_is_long_enough_for_the_clock_and_follows_an_untimed_call():
     clock = FakeClock()
     found = interleave(clock, {"short": clock.call("short", 1e-3)}, rounds=1, batch_seconds=5e-3)
