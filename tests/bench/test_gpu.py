@@ -21,6 +21,7 @@ from int8pass.bench.results import Case, Measurement, Run
 from int8pass.errors import UnsupportedDeviceError
 from int8pass.files import write_text
 from int8pass.kernels.cuda.column_words import slot_of
+from tests.kernels.interpreter import INTERPRETER_FAULT
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -45,6 +46,7 @@ def test_without_results_there_is_nothing_to_draw(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(bool(INTERPRETER_FAULT) and not torch.cuda.is_available(), reason=INTERPRETER_FAULT)
 def test_quick_checks_every_kernel():
     done = example("--quick")
     assert done.returncode == 0, done.stderr

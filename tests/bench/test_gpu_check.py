@@ -19,6 +19,7 @@ from int8pass.bench.gpu_choices import Stopwatch
 from int8pass.bench.measure import Unavailable
 from int8pass.bench.results import Run
 from int8pass.kernels.cuda import fused
+from tests.kernels.interpreter import INTERPRETER_FAULT
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent.parent
@@ -148,6 +149,7 @@ def test_a_process_that_ends_early_or_takes_too_long_is_a_line(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(bool(INTERPRETER_FAULT), reason=INTERPRETER_FAULT)
 def test_processes_find_what_one_finds():
     """In Triton's interpreter, in a process that has not imported Triton."""
     script = """

@@ -12,6 +12,7 @@ import torch
 
 from int8pass.errors import EngineError
 from int8pass.kernels.cuda import fused
+from tests.kernels.interpreter import INTERPRETER_FAULT
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -20,6 +21,7 @@ ARGUMENTS = ["u64", "u64", "u64", "u64", "u64", "u32", "u64"]  # x, w_codes, w_s
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="run on the GPU instead")
+@pytest.mark.skipif(bool(INTERPRETER_FAULT), reason=INTERPRETER_FAULT)
 def test_in_the_interpreter():
     run(TRITON_INTERPRET="1")
 
