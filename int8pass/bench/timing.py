@@ -2,9 +2,9 @@
 
 In each round every contestant runs one batch of calls, long enough for the clock, in an order drawn anew, so that what
 one leaves behind (memory given back to the system, say) is not always the same contestant's loss. What is compared is
-the median over the rounds of the ratio of two contestants in the same round. Each batch comes after an untimed call, and
-a pause until no thread of the contestant before spins any more: ONNX Runtime's do for 40 ms, in which whoever came next
-would be a core short. Where contestants share weights, `before` drives from the caches what the one before has read.
+the median over the rounds of the ratio of two contestants in the same round. Each batch comes after an untimed call
+and a pause, until no thread of the contestant before spins any more: ONNX Runtime's do for 40 ms, in which whoever came
+next would be a core short. Where contestants share weights, `before` drives from the caches what the one before read.
 """
 
 import contextlib
