@@ -1,16 +1,17 @@
 """Interleaved timing: a busy or throttled machine slows every contestant of a round alike, so ratios hold.
 
-In each round every contestant runs one batch of calls, long enough for the clock; the order rotates between rounds.
-What is compared is the median over the rounds of the ratio of two contestants in the same round. Each batch comes after
-an untimed call, and a pause until no thread of the contestant before spins any more: ONNX Runtime's do for up to 0.1 s,
-in which whoever came next would be a core short. Where contestants share weights, `before` drives from the caches what
-the one before has read.
+In each round every contestant runs one batch of calls, long enough for the clock, in an order drawn anew, so that what
+one leaves behind (memory given back to the system, say) is not always the same contestant's loss. What is compared is
+the median over the rounds of the ratio of two contestants in the same round. Each batch comes after an untimed call
+and a pause, until no thread of the contestant before spins any more: ONNX Runtime's do for 40 ms, in which whoever came
+next would be a core short. Where contestants share weights, `before` drives from the caches what the one before read.
 """
 
 import contextlib
 import gc
 import itertools
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,11 +47,11 @@ def interleave(
     once = {name: _seconds(call, 1, clock) for name, call in calls.items()}
     sizes = {name: max(1, math.ceil(batch_seconds / max(once[name], 1e-9))) for name in names}
     found: dict[str, list[float | None]] = {name: [] for name in names}
+    draw = random.Random(0)
     with no_garbage_collection():
         for number in range(rounds):
             progress(number + 1)
-            first = number % max(1, len(names))
-            for name in names[first:] + names[:first]:
+            for name in draw.sample(names, len(names)):
                 if number >= SLOW_ROUNDS and max(found[name][:SLOW_ROUNDS]) > SLOW_SECONDS:
                     found[name].append(None)
                     continue
