@@ -48,7 +48,9 @@ def main() -> None:
             gpu.require_right(gpu.check(torch.device("cpu"), large=False, console=console))
             return
         device = gpu.require_cuda()
-        checks = None if options.no_check else gpu.check(device, large=not options.quick, console=console)
+        checks = None
+        if not options.no_check:
+            checks = gpu.check(device, not options.quick, console, options.check_seconds)
         if options.tiles or options.products or options.norms:
             choose(options, device, console, checks or ())
         elif not (options.quick or options.check):
@@ -82,6 +84,8 @@ def arguments() -> argparse.Namespace:
     checking = parser.add_mutually_exclusive_group()
     checking.add_argument("--check", action="store_true", help="only check the kernels")
     checking.add_argument("--no-check", action="store_true", help="time without checking the kernels first")
+    parser.add_argument("--check-seconds", type=float, default=gpu.CHECK_SECONDS,
+                        help="how long the check may take; what it has not done by then is not timed")  # fmt: skip
     parser.add_argument("--draw", action="store_true", help="only draw the charts of gpu.json in --out")
     parser.add_argument("--tiles", action="store_true", help="after the check, only time tiles of up to 64 rows")
     parser.add_argument("--products", action="store_true", help="after the check, only choose between int8 products")

@@ -25,7 +25,7 @@ from int8pass.bench.charts import ratio_chart, require_matplotlib
 from int8pass.bench.gpu_cases import DECODE_ROWS, PREFILL_ROWS, WIDTHS, BlockShape, LinearShape
 from int8pass.bench.gpu_charts import width_chart
 from int8pass.bench.gpu_check import Check, tasks, why_not
-from int8pass.bench.gpu_check_processes import check_kernels
+from int8pass.bench.gpu_check_processes import CHECK_SECONDS, Record, check_kernels, exit_on_sigterm
 from int8pass.bench.gpu_contestants import CONTESTANTS, FLOAT_EAGER, Contestant
 from int8pass.bench.gpu_limits import measure_limits
 from int8pass.bench.gpu_measure import Bench
@@ -71,12 +71,19 @@ def require_cuda() -> torch.device:
     return device
 
 
-def check(device: torch.device, large: bool, console: Console) -> list[Check]:
-    """Find, and print, how far each kernel is from float64."""
-    with progress_bar("checking", len(tasks(large))) as advance:
-        found = check_kernels(device, large, advance)
-    console.print(_check_table(found))
-    return found
+def check(device: torch.device, large: bool, console: Console, seconds: float = CHECK_SECONDS) -> list[Check]:
+    """Find, and print, how far each kernel is from float64. What is found is printed too where the check is ended.
+
+    seconds: how long it may take on a GPU.
+    """
+    record = Record(tasks(large))
+    try:
+        with exit_on_sigterm(), progress_bar("checking", len(record.todo)) as advance:
+            check_kernels(record, device, seconds, advance)
+    finally:
+        checks = record.checks()
+        console.print(_check_table(checks))
+    return checks
 
 
 def require_right(checks: Sequence[Check]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -64,13 +65,18 @@ def test_the_checks_reference_is_the_tests_reference():
     """Two references, written apart, agree."""
     from tests import reference
 
-    for dtype, (threshold, per_token) in zip(gpu_check.DTYPES, gpu_check.RULES, strict=True):
+    listed = [(dtype, gpu_check.LISTED) for dtype in gpu_check.DTYPES]
+    for dtype, rule in [*zip(gpu_check.DTYPES, gpu_check.RULES, strict=True), *listed]:
         x, weight, bias = gpu_check._inputs(9, 40, 12, dtype)
+        mask = np.zeros((9, 40), bool)
+        mask[:, gpu_check.LISTED.arguments(40)[2]] = True
+        kept = reference.PROFILE_WEIGHTS if rule.listed and dtype == torch.float32 else "original"
         for original in (True, False):
-            found = gpu_check._reference(x, weight, bias, threshold, per_token, original)
+            found = gpu_check._reference(x, weight, bias, rule, original)
             y, _ = reference.linear(
-                x.float().numpy(), weight.float().numpy(), bias.float().numpy(), threshold=threshold,
-                outliers="token" if per_token else "column", outlier_weights="original" if original else "dequantized",
+                x.float().numpy(), weight.float().numpy(), bias.float().numpy(), threshold=rule.threshold,
+                outliers="token" if rule.per_token else "column", outlier_weights=kept if original else "dequantized",
+                mask=mask if rule.listed else None,
             )  # fmt: skip
             torch.testing.assert_close(found.y, torch.from_numpy(y), rtol=1e-12, atol=1e-12)
 
