@@ -43,8 +43,8 @@ def interleave(
     """Time every call, warmed up before, in `rounds` rounds. Returns seconds a call, one a round, None: sat out.
 
     processor_time: seconds that the threads of this process have computed; longest_pause: where they never rest, a
-    batch begins after so many seconds. `before` is called ahead of each batch; `progress` is told the number of each round,
-    from 1, before it.
+    batch begins after so many seconds. `before` is called ahead of each batch; `progress` is told the number of each
+    round, from 1, before it.
     """
     names = list(calls)
     once = {name: _seconds(call, 1, clock) for name, call in calls.items()}
