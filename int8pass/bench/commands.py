@@ -22,9 +22,10 @@ from int8pass.files import write_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _HINT = (
-    "OMP_WAIT_POLICY is not set: on a machine that does anything else, threads that wait by spinning make the times of "
-    "every OpenMP library meaningless. OMP_WAIT_POLICY=passive int8pass bench ... avoids that."
+    "this machine is busy, and OpenMP threads that wait by spinning then make the times of every OpenMP library "
+    "meaningless: use an idle one, or OMP_WAIT_POLICY=passive int8pass bench ..., which costs each call a wake-up."
 )
+_BUSY_SHARE = 0.5  # of the processors
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -150,9 +151,10 @@ def _reporting(kind: str, settings: Any, out: Path | None) -> Iterator[tuple[Cal
         charts.require_matplotlib()
     start, started = time.perf_counter(), datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     errors = Console(stderr=True)
-    described = {**machine.describe(), "load": os.getloadavg()}
+    load = os.getloadavg()
+    described = {**machine.describe(), "load": load}
     status = errors.status("starting")
-    if "OMP_WAIT_POLICY" not in os.environ:
+    if "OMP_WAIT_POLICY" not in os.environ and load[0] > _BUSY_SHARE * (os.cpu_count() or 1):
         errors.print(_HINT, style="yellow", highlight=False)
 
     def progress(text: str) -> None:

@@ -22,7 +22,7 @@ OUTLIER_COLUMNS = 6
 OUTLIER_MAGNITUDE = 20.0
 FEWEST_COPIES = 8
 STACK = 32  # layers in one compiled function; GPT-2 of 124M parameters has 48
-MOVING_INPUTS = 8  # inputs with other outlier columns, in turn
+MOVING_INPUTS = 24  # in turn, each with columns of its own: more columns than a weight's cache holds
 
 _BYTES_A_WEIGHT = 24  # of all contestants together: float32, bfloat16, and an int8 form for each of the others
 _MEMORY_SHARE = 0.5
@@ -52,7 +52,7 @@ class Point:
 
     @property
     def stack(self) -> int:
-        return min(self.copies, self.layers)
+        return math.ceil(self.copies / math.ceil(self.copies / self.layers))
 
     @property
     def has_warm(self) -> bool:
@@ -80,12 +80,12 @@ class Point:
 
     @functools.cached_property
     def moving(self) -> list[Tensor]:
-        """The same with six columns of magnitude 20, other columns in each; the first is what everyone runs on."""
-        return [self._with_outliers(seed) for seed in range(MOVING_INPUTS)]
+        """The same with six columns of magnitude 20, others in each while there are any; everyone runs on the first."""
+        columns = torch.randperm(self.in_features, generator=torch.Generator().manual_seed(100))
+        return [self._with_outliers(columns.roll(-OUTLIER_COLUMNS * number)) for number in range(MOVING_INPUTS)]
 
-    def _with_outliers(self, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(100 + seed)
-        columns = torch.randperm(self.in_features, generator=generator)[:OUTLIER_COLUMNS]
+    def _with_outliers(self, order: Tensor) -> Tensor:
+        columns = order[:OUTLIER_COLUMNS]
         x = self.clean.clone()
         x[:, columns] = x[:, columns].sign() * OUTLIER_MAGNITUDE
         return x
@@ -118,9 +118,9 @@ class Point:
         }
 
 
-def copies_needed(in_features: int, out_features: int, largest: int | None = None) -> int:
-    """Copies whose int8 weights are twice the last-level cache, at least eight, within half of the free memory."""
+def copies_needed(in_features: int, out_features: int, largest: int | None = None, fewest: int = FEWEST_COPIES) -> int:
+    """Copies whose int8 weights are twice the last-level cache, at least `fewest`, within half of the free memory."""
     weights = in_features * out_features
-    wanted = max(FEWEST_COPIES, math.ceil(2 * last_level_cache_bytes() / weights))
+    wanted = max(fewest, math.ceil(2 * last_level_cache_bytes() / weights))
     affordable = int(available_memory_bytes() * _MEMORY_SHARE / (weights * _BYTES_A_WEIGHT))
     return max(1, min(wanted, affordable, largest or wanted))

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+_DRAW = random.Random(0)  # one for all measurements of a process, whose orders are then not the same
 Clock = Callable[[], float]
 Seconds = Sequence[float | None]  # one a round, None where the contestant sat the round out
 
@@ -23,7 +24,7 @@ BATCH_SECONDS = 5e-3  # the shortest batch that is timed
 SLOW_SECONDS = 1.0  # a contestant whose single call takes longer ...
 SLOW_ROUNDS = 3  # ... takes part in this many rounds only
 _PAUSE_SECONDS = 5e-3
-_LONGEST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 1.0
 _IDLE_SHARE = 0.1  # of a pause, that threads of this process may still compute
 _LONG_CALL_SECONDS = 50e-3  # beside a call as long as this, waking up costs nothing
 
@@ -35,37 +36,38 @@ def interleave(
     clock: Clock = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
     processor_time: Clock = time.process_time,
+    longest_pause: float = LONGEST_PAUSE_SECONDS,
     before: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda number: None,
 ) -> dict[str, list[float | None]]:
     """Time every call, warmed up before, in `rounds` rounds. Returns seconds a call, one a round, None: sat out.
 
-    processor_time: seconds that the threads of this process have computed.
-    `before` is called ahead of each batch; `progress` is told the number of each round, from 1, before it.
+    processor_time: seconds that the threads of this process have computed; longest_pause: where they never rest, a
+    batch begins after so many seconds. `before` is called ahead of each batch; `progress` is told the number of each
+    round, from 1, before it.
     """
     names = list(calls)
     once = {name: _seconds(call, 1, clock) for name, call in calls.items()}
     sizes = {name: max(1, math.ceil(batch_seconds / max(once[name], 1e-9))) for name in names}
     found: dict[str, list[float | None]] = {name: [] for name in names}
-    draw = random.Random(0)
     with no_garbage_collection():
         for number in range(rounds):
             progress(number + 1)
-            for name in draw.sample(names, len(names)):
+            for name in _DRAW.sample(names, len(names)):
                 if number >= SLOW_ROUNDS and max(found[name][:SLOW_ROUNDS]) > SLOW_SECONDS:
                     found[name].append(None)
                     continue
                 before()
-                _pause(sleep, processor_time)
+                _pause(sleep, processor_time, longest_pause)
                 if once[name] < _LONG_CALL_SECONDS:
                     calls[name]()
                 found[name].append(_seconds(calls[name], sizes[name], clock))
     return found
 
 
-def _pause(sleep: Callable[[float], None], processor_time: Clock) -> None:
+def _pause(sleep: Callable[[float], None], processor_time: Clock, longest: float) -> None:
     """Sleep until no thread of this process computes any more."""
-    for _ in range(round(_LONGEST_PAUSE_SECONDS / _PAUSE_SECONDS)):
+    for _ in range(round(longest / _PAUSE_SECONDS)):
         start = processor_time()
         sleep(_PAUSE_SECONDS)
         if processor_time() - start < _IDLE_SHARE * _PAUSE_SECONDS:

@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 ROUNDS = 5
 BATCH_SECONDS = 2e-3
-LARGEST_COPIES = 16
+FEWEST_COPIES, LARGEST_COPIES = 2, 16
+LONGEST_PAUSE_SECONDS = 0.05  # other threads of a process that compiles a model may never rest
 _REWRITE = pipeline.PASSES[len(pipeline.FLOAT_PASSES) :]
 _GRAPHS = "triton.cudagraphs"  # Inductor's option
 _OUTLIER, _INSIDE = 1.5, 0.8  # in units of the threshold, outliers and the limit of other features
@@ -43,7 +44,7 @@ Round = list[Call]  # a call with each weight
 
 def stopwatch(case: Case, calls: Mapping[str, Call]) -> Mapping[str, Seconds]:
     """Seconds a call of each, one a round. Tests put a fake one in its place."""
-    return interleave(calls, ROUNDS, BATCH_SECONDS, clock=_clock(case.device))
+    return interleave(calls, ROUNDS, BATCH_SECONDS, clock=_clock(case.device), longest_pause=LONGEST_PAUSE_SECONDS)
 
 
 def measure(case: Case, config: Int8MixedConfig) -> float:
@@ -64,7 +65,7 @@ def measure(case: Case, config: Int8MixedConfig) -> float:
     with _outside_of_the_model(case.device):
         tensors = _tensors(case, config.threshold)
         weight = tensors.pop("weight")
-        copies = copies_needed(case.in_features, case.out_features, LARGEST_COPIES)
+        copies = copies_needed(case.in_features, case.out_features, LARGEST_COPIES, FEWEST_COPIES)
         weights = [weight, *(nn.Parameter(weight.clone(), False) for _ in range(copies - 1))]
         rounds = {
             "float": _float_rounds(case, config, tensors, weights),

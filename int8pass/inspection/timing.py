@@ -18,6 +18,7 @@ from int8pass.weights import QuantizedWeight
 
 ROUNDS = 3
 BATCH_SECONDS = 2e-3
+LONGEST_PAUSE_SECONDS = 0.05  # other threads of the process may never rest
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
     )
     calls = _fused_calls(call, weight, config) if is_fused else _op_calls(call, weight, config)
     calls["float"] = functools.partial(torch.nn.functional.linear, call.x, call.weight, call.bias)
-    seconds = {name: median(found) for name, found in interleave(calls, ROUNDS, BATCH_SECONDS).items()}
+    found = interleave(calls, ROUNDS, BATCH_SECONDS, longest_pause=LONGEST_PAUSE_SECONDS)
+    seconds = {name: median(each) for name, each in found.items()}
     return _from_fused(seconds) if is_fused else _from_ops(seconds)
 
 

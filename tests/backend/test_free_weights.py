@@ -142,6 +142,18 @@ def test_code_that_was_compiled_without_freeing_is_compiled_to_free_once(program
     assert len(programs) == before + 1
 
 
+def test_a_compilation_that_freed_nothing_does_not_count(programs):
+    model, x = Mlp(), activation(5)
+    run = compiled(model, options={"free_weights": True})
+    run(x)  # its weights want gradients
+    before = len(programs)
+    with torch.no_grad():
+        for _ in range(3):
+            run(x)
+    assert len(programs) == before + 1
+    assert any(isinstance(parameter, FreedParameter) for parameter in model.parameters())
+
+
 def test_storage_shared_with_another_tensor_stays():
     fused = torch.randn(2 * OUT, IN)
     kept = fused.clone()

@@ -10,6 +10,7 @@ from int8pass.bench import linear
 from int8pass.bench.linear_case import Point, copies_needed
 from int8pass.bench.linear_peers import CONTESTANTS
 from int8pass.bench.results import Run
+from int8pass.kernels.cpu import fused
 
 
 def point(rows=4, dtype=torch.float32):
@@ -23,11 +24,24 @@ def test_x_has_six_outlier_columns_and_moving_inputs_have_others():
     assert (first.abs().amax() == 20) and not (point().clean.abs() >= 6).any()
 
 
+def test_moving_inputs_have_more_columns_than_a_weight_keeps():
+    for features in (768, 3072, 4096):
+        inputs = Point(features, 64, 1, torch.float32, copies=2).moving
+        columns = [set(np.flatnonzero((x.abs() >= 6).any(0).numpy())) for x in inputs]
+        assert len(set.union(*columns)) == sum(map(len, columns)) > 2 * fused.cache_capacity(features)
+
+
+def test_stacks_are_equal_and_not_more_copies_than_asked_for():
+    assert [len(stack) for stack in Point(8, 8, 1, torch.float32, copies=33).stacks] == [17, 17]
+    assert [len(stack) for stack in Point(8, 8, 1, torch.float32, copies=29).stacks] == [29]
+
+
 def test_copies_fill_the_cache_twice_within_memory(monkeypatch):
     monkeypatch.setattr("int8pass.bench.linear_case.last_level_cache_bytes", lambda: 2**20)
     assert copies_needed(256, 256) == 32
     assert copies_needed(4096, 4096) == 8
     assert copies_needed(256, 256, largest=3) == 3
+    assert copies_needed(4096, 4096, fewest=2) == 2
     monkeypatch.setattr("int8pass.bench.linear_case.available_memory_bytes", lambda: 2**23)
     assert copies_needed(256, 256) == 2
     assert copies_needed(4096, 4096) == 1

@@ -71,8 +71,10 @@ def test_a_pause_ends_although_threads_never_rest():
     def sleep(seconds):
         clock.now += seconds
 
-    found = timing.interleave({"a": clock.call("a", 0.2)}, 1, clock=clock, sleep=sleep, processor_time=clock)
-    assert found["a"] == pytest.approx([0.2]) and clock.now < 3
+    found = timing.interleave(
+        {"a": clock.call("a", 0.2)}, 1, clock=clock, sleep=sleep, processor_time=clock, longest_pause=0.5
+    )
+    assert found["a"] == pytest.approx([0.2]) and clock.now == pytest.approx(0.2 + 0.5 + 0.2)
 
 
 def test_a_batch_is_long_enough_for_the_clock_and_follows_an_untimed_call():
