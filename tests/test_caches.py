@@ -60,6 +60,7 @@ def compile_in_a_process(environment, backend="int8mixed", seed=0, **options):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.inductor
 def test_second_process_reuses_the_compiled_graph(cache, capsys):
     cold = compile_in_a_process(cache)

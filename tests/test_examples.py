@@ -75,6 +75,7 @@ def test_benchmark_runs_the_command(tmp_path):
     assert (tmp_path / "benchmark" / "linear-float32.json").exists()
 
 
+@pytest.mark.slow
 def test_export_onnx_prints_a_table_of_files():
     result = run_python("examples/export_onnx.py", "--quick")
     assert result.returncode == 0, result.stderr
@@ -83,6 +84,7 @@ def test_export_onnx_prints_a_table_of_files():
     assert errors["quantize_dynamic"] > 5 * errors["int8pass, profile"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
 def test_build_engine_says_what_is_missing_once_the_file_is_written():
     result = run_python("examples/build_engine.py", "--quick")

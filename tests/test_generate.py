@@ -69,7 +69,7 @@ def generate(make, backend, cache):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("make", (gpt2, llama))
+@pytest.mark.parametrize("make", (pytest.param(gpt2, marks=pytest.mark.slow), llama))
 def test_greedy_tokens_and_recompiles(make, cache):
     tokens, graphs = generate(make, int8mixed, cache)
     assert tokens.shape == (2, PROMPT + NEW_TOKENS)

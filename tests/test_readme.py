@@ -66,8 +66,8 @@ def test_the_graphs_shown_are_the_graphs_dumped(python_result, folder):
         assert (folder / "graphs" / "graph-000" / f"{stage}.txt").read_text(encoding="utf-8") in shown
 
 
-@pytest.mark.parametrize("line", [line for line in shell_lines() if not line.startswith((SET_UP, *ELSEWHERE))])
-def test_shell_line_runs(line, python_result, folder):
+def shortened(line):
+    """The line as it is run here: of what takes minutes less."""
     quick = line if "--quick" in line else line.replace(SLOW, f"{SLOW} --quick")
     flags = re.sub(r" --(compare|outliers)\b", "", quick)  # minutes of Inductor each
     flags = re.sub(
@@ -76,9 +76,21 @@ def test_shell_line_runs(line, python_result, folder):
     flags = re.sub(r"compile_time$", "compile_time --rounds 1 --layers 1", flags)
     flags = re.sub(r"bench\.rounding$", "bench.rounding --quick", flags)
     flags = re.sub(r"bench\.memory$", "bench.memory --gigabytes 0.2 --only 'float32, eager'", flags)
-    flags = re.sub(r"(int8pass bench \w+).*", r"\1 --quick --peers 'float32-eager'", flags)
+    return re.sub(r"(int8pass bench \w+).*", r"\1 --quick --peers 'float32-eager'", flags)
+
+
+def run_here():
+    """Every other shell line once, in the order of README; those of half a minute are slow."""
+    typed = [line for line in shell_lines() if not line.startswith((SET_UP, *ELSEWHERE))]
+    for line in dict.fromkeys(map(shortened, typed)):
+        takes_long = re.search(r"bench\.(rounding|compile_time) ", line)
+        yield pytest.param(line, marks=pytest.mark.slow) if takes_long else line
+
+
+@pytest.mark.parametrize("line", run_here())
+def test_shell_line_runs(line, python_result, folder):
     result = subprocess.run(
-        ["bash", "-c", flags], cwd=folder, env=environment(), capture_output=True, text=True, timeout=900
+        ["bash", "-c", line], cwd=folder, env=environment(), capture_output=True, text=True, timeout=900
     )
     assert result.returncode == 0, result.stderr
 
