@@ -25,6 +25,7 @@ SLOW_SECONDS = 1.0  # a contestant whose single call takes longer ...
 SLOW_ROUNDS = 3  # ... takes part in this many rounds only
 _PAUSE_SECONDS = 5e-3
 LONGEST_PAUSE_SECONDS = 1.0
+SHORT_PAUSE_SECONDS = 0.05  # the longest within a user's process, other threads of which may never rest
 _IDLE_SHARE = 0.1  # of a pause, that threads of this process may still compute
 _LONG_CALL_SECONDS = 50e-3  # beside a call as long as this, waking up costs nothing
 

@@ -17,7 +17,7 @@ from int8pass import pipeline, torch_private
 from int8pass.bench.gpu_graphs import captured
 from int8pass.bench.linear_case import OUTLIER_COLUMNS, copies_needed
 from int8pass.bench.measure import Unavailable
-from int8pass.bench.timing import Seconds, interleave, ratio
+from int8pass.bench.timing import SHORT_PAUSE_SECONDS, Seconds, interleave, ratio
 from int8pass.binding import InputBinding
 from int8pass.break_even.case import Case
 from int8pass.config import Int8MixedConfig
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 ROUNDS = 5
 BATCH_SECONDS = 2e-3
 FEWEST_COPIES, LARGEST_COPIES = 2, 16
-LONGEST_PAUSE_SECONDS = 0.05  # other threads of a process that compiles a model may never rest
 _REWRITE = pipeline.PASSES[len(pipeline.FLOAT_PASSES) :]
 _GRAPHS = "triton.cudagraphs"  # Inductor's option
 _OUTLIER, _INSIDE = 1.5, 0.8  # in units of the threshold, outliers and the limit of other features
@@ -44,7 +43,7 @@ Round = list[Call]  # a call with each weight
 
 def stopwatch(case: Case, calls: Mapping[str, Call]) -> Mapping[str, Seconds]:
     """Seconds a call of each, one a round. Tests put a fake one in its place."""
-    return interleave(calls, ROUNDS, BATCH_SECONDS, clock=_clock(case.device), longest_pause=LONGEST_PAUSE_SECONDS)
+    return interleave(calls, ROUNDS, BATCH_SECONDS, clock=_clock(case.device), longest_pause=SHORT_PAUSE_SECONDS)
 
 
 def measure(case: Case, config: Int8MixedConfig) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from int8pass import ops
-from int8pass.bench.timing import interleave, median
+from int8pass.bench.timing import SHORT_PAUSE_SECONDS, interleave, median
 from int8pass.composition import call_op, dequantize, multiply
 from int8pass.config import Int8MixedConfig
 from int8pass.inspection.float_run import LinearCall
@@ -18,7 +18,6 @@ from int8pass.weights import QuantizedWeight
 
 ROUNDS = 3
 BATCH_SECONDS = 2e-3
-LONGEST_PAUSE_SECONDS = 0.05  # other threads of the process may never rest
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def time_linear(call: LinearCall, config: Int8MixedConfig) -> Timing | None:
     )
     calls = _fused_calls(call, weight, config) if is_fused else _op_calls(call, weight, config)
     calls["float"] = functools.partial(torch.nn.functional.linear, call.x, call.weight, call.bias)
-    found = interleave(calls, ROUNDS, BATCH_SECONDS, longest_pause=LONGEST_PAUSE_SECONDS)
+    found = interleave(calls, ROUNDS, BATCH_SECONDS, longest_pause=SHORT_PAUSE_SECONDS)
     seconds = {name: median(each) for name, each in found.items()}
     return _from_fused(seconds) if is_fused else _from_ops(seconds)
 
