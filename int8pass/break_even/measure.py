@@ -6,7 +6,6 @@ import functools
 import importlib
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from int8pass import pipeline, torch_private
-from int8pass.bench.gpu_graphs import captured
+from int8pass.bench.gpu_graphs import captured, device_clock
 from int8pass.bench.linear_case import OUTLIER_COLUMNS, copies_needed
 from int8pass.bench.measure import Unavailable
 from int8pass.bench.timing import SHORT_PAUSE_SECONDS, Seconds, interleave, ratio
@@ -43,7 +42,7 @@ Round = list[Call]  # a call with each weight
 
 def stopwatch(case: Case, calls: Mapping[str, Call]) -> Mapping[str, Seconds]:
     """Seconds a call of each, one a round. Tests put a fake one in its place."""
-    return interleave(calls, ROUNDS, BATCH_SECONDS, clock=_clock(case.device), longest_pause=SHORT_PAUSE_SECONDS)
+    return interleave(calls, ROUNDS, BATCH_SECONDS, clock=device_clock(case.device), longest_pause=SHORT_PAUSE_SECONDS)
 
 
 def measure(case: Case, config: Int8MixedConfig) -> float:
@@ -182,15 +181,3 @@ def _outside_of_the_model(device: torch.device) -> Iterator[None]:
         torch.autocast(device.type, enabled=False),
     ):
         yield
-
-
-def _clock(device: torch.device) -> Callable[[], float]:
-    """Seconds, once the device has done what was asked of it."""
-    if device.type == "cpu":
-        return time.perf_counter
-
-    def clock() -> float:
-        torch.accelerator.synchronize(device)
-        return time.perf_counter()
-
-    return clock

@@ -66,7 +66,7 @@ class Table1Settings:
     plantings: tuple[Planting, ...] = (
         Planting(0, 1), Planting(1, 16), Planting(6, 24), Planting(6, 60), Planting(20, 8)
     )  # fmt: skip
-    pieces: int = 64
+    pieces: int = 256
     batch: int = 16
 
 

@@ -38,7 +38,7 @@ class TrainingSettings:
     batch: int = 8
     learning_rate: float = 0.02
     weight_decay: float = 0.1
-    other_learning_rate: float = 3e-3
+    other_learning_rate: float = 4e-3
     seed: int = 0
     corpus_limit: int | None = None
 

@@ -73,6 +73,13 @@ def test_the_table_shows_perplexities_and_increases(found):
     assert "(3, 60)" in text and "planted, not learned" in text
 
 
+def test_a_narrow_terminal_cuts_no_figure(found):
+    console = Console(width=60, record=True, file=open("/dev/null", "w"))
+    console.print(table1_report.table(found))
+    words = console.export_text().split()
+    assert all(f"{found.increase(row, PLANTED):+.2%}" in words for row in found.rows if row != "float32")
+
+
 def test_the_picture_is_drawn(found, tmp_path):
     from matplotlib.image import imread
 
