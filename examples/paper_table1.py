@@ -43,8 +43,7 @@ def run(settings: table1.Table1Settings, retrain: bool, out: Path) -> None:
         )
     with progress_bar("perplexity", len(settings.plantings) * len(table1.ROWS)) as advance:
         found = table1.run_table1(model, corpus, settings, progress=advance)
-    console = Console()
-    (console if console.is_terminal else Console(width=140)).print(table1_report.table(found))
+    Console().print(table1_report.table(found))
     write_text(out / "table1.json", found.to_json() + "\n")
     table1_report.plot(found, out / "table1.png")
     print(f"written: {out / 'table1.json'}, {out / 'table1.png'}")

