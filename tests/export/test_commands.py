@@ -73,7 +73,8 @@ def test_one_example_where_no_batches_are_named(run, tmp_path):
 def test_errors(arguments, message, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, error = run(*arguments)
-    assert code == 2 and message in error and "Traceback" not in error
+    assert code == 2 and message in error
+    assert not any(line.startswith("Traceback") for line in error.splitlines())  # inside a line, torch 2.15 logs one
     assert list(tmp_path.iterdir()) == []
 
 
