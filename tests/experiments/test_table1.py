@@ -1,6 +1,7 @@
 """Table 1 in miniature on a tiny trained model: the paper's pattern, the files, and what the terminal says."""
 
 import dataclasses
+import io
 import json
 
 import pytest
@@ -64,19 +65,21 @@ def test_json_holds_every_cell_and_says_that_the_outliers_are_planted(found):
     assert len(cells) == len(found.cells) and document["corpus"]["digest"] == load_corpus(limit=1 << 20).digest
 
 
-def test_the_table_shows_perplexities_and_increases(found):
-    console = Console(width=130, record=True, file=open("/dev/null", "w"))
+def printed(found, width):
+    console = Console(width=width, file=io.StringIO())
     console.print(table1_report.table(found))
-    text = console.export_text()
+    return console.file.getvalue()
+
+
+def test_the_table_shows_perplexities_and_increases(found):
+    text = printed(found, width=130)
     value = f"{found.perplexity('llm.int8', PLANTED):.4f}"
     assert value in text and f"{found.increase('llm.int8', PLANTED):+.2%}" in text
     assert "(3, 60)" in text and "planted, not learned" in text
 
 
 def test_a_narrow_terminal_cuts_nothing(found):
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))
-    console.print(table1_report.table(found))
-    words = console.export_text().split()
+    words = printed(found, width=80).split()
     assert set(" ".join(found.rows).split()) <= set(words)
     assert all(f"{found.increase(row, PLANTED):+.2%}" in words for row in found.rows if row != "float32")
 

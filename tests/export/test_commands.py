@@ -1,5 +1,7 @@
 """`int8pass calibrate` and `int8pass export onnx`, from the entry point."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -74,7 +76,7 @@ def test_errors(arguments, message, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, error = run(*arguments)
     assert code == 2 and message in error
-    assert not any(line.startswith("Traceback") for line in error.splitlines())  # inside a line, torch 2.15 logs one
+    assert "Traceback" not in re.sub(r"(?m)^[EW]\d{4} .*$", "", error)  # but for torch's own log, which has one in 2.15
     assert list(tmp_path.iterdir()) == []
 
 
